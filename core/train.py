@@ -207,6 +207,7 @@ class _Run:
         self.plan = plan(config, len(data.train))
         self.device = resolve_device(config.device)
         self.step = 0
+        self.attempt = 1
         self.history: list[dict[str, Any]] = []
         self.wall_s = self.cpu_s = 0.0
 
@@ -261,7 +262,9 @@ class _Run:
         self.history.append(
             {
                 "epoch": len(self.history) + 1,
+                "attempt": self.attempt,
                 "step": self.step,
+                "progress": self.step / self.plan.num_steps,
                 "passes": images_seen / len(data.train),
                 "images_seen": images_seen,
                 "train_flops": images_seen * self.plan.flops_per_image,
@@ -322,6 +325,7 @@ class _Run:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history = state["step"], state["history"]
+        self.attempt = self.history[-1]["attempt"] + 1
         self.wall_s, self.cpu_s = self.history[-1]["wall_s"], self.history[-1]["cpu_s"]
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from core.models.vit import ViTConfig, VisionTransformer
+from core.models.vit import ViTConfig, VisionTransformer, WastefulModelWarning
+
+__all__ = ["ModelConfig", "ViTConfig", "WastefulModelWarning", "build_model", "model_config", "model_kind"]
 
 ModelConfig = ViTConfig
 

@@ -1,0 +1,110 @@
+"""Connecting to Ray: one started here, a cluster by address, or the cluster that a submitted job runs on."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from sweeps.flags import UsageError
+
+_NOISY_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.data")
+_PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+# Ray reads these when its processes start. Tune's own tables are replaced by `sweeps.progress`.
+_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+# PyTorch would start a pool of compiler processes in every trial.
+_WORKER_ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+
+
+def connect(address: str | None) -> None:
+    """Join the cluster at `address` (or `RAY_ADDRESS`, or of the job this runs in), or start Ray on this machine.
+
+    Elsewhere the workers receive the packages `core` and `sweeps` with the job; nothing is installed there by hand.
+
+    Raises:
+        UsageError: the cluster cannot be reached.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    address = address or os.environ.get("RAY_ADDRESS")
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        ray.init(**quiet)
+    elif address and address != "local":
+        packages = [str(_PROJECT_ROOT / package) for package in ("core", "sweeps")]
+        try:
+            ray.init(address, runtime_env={"py_modules": packages, "env_vars": _WORKER_ENVIRONMENT}, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(f"the Ray cluster at {address} cannot be joined: {error}") from error
+    else:
+        # Loopback only: whoever reaches Ray's ports can run code.
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, "PYTHONPATH": _python_path()}},
+            **quiet,
+        )
+
+
+def check_fits(cpus: int, gpus: float) -> None:
+    """Refuse at once what no node has now or can be given by the autoscaler, rather than wait for ever.
+
+    Raises:
+        UsageError: a trial fits on no node.
+    """
+    import ray
+    from ray._private.state import state
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
+    growth = state.get_max_resources_from_cluster_config() or {}
+    if growth.get("CPU", 0) >= cpus and growth.get("GPU", 0) >= gpus:
+        return
+    largest_cpu = max((node.get("CPU", 0) for node in nodes), default=0)
+    largest_gpu = max((node.get("GPU", 0) for node in nodes), default=0)
+    raise UsageError(
+        f"a trial asks for {cpus} CPUs and {gpus:g} GPUs, and no node of the cluster has them "
+        f"(the largest have {largest_cpu:g} CPUs and {largest_gpu:g} GPUs); lower --cpus-per-trial or --gpus-per-trial"
+    )
+
+
+def concurrent_trials(cpus: int, gpus: float) -> int:
+    """How many trials fit on the nodes that are there now; at least 1."""
+    import ray
+
+    total = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            by_cpu = node["Resources"].get("CPU", 0) // cpus
+            by_gpu = node["Resources"].get("GPU", 0) // gpus if gpus else by_cpu
+            total += int(min(by_cpu, by_gpu))
+    return max(1, total)
+
+
+def has_gpus() -> bool:
+    """Whether the cluster has a GPU now, or can be given one."""
+    import ray
+    from ray._private.state import state
+
+    growth = state.get_max_resources_from_cluster_config() or {}
+    return bool(ray.cluster_resources().get("GPU", 0) or growth.get("GPU", 0))
+
+
+def _python_path() -> str:
+    rest = os.environ.get("PYTHONPATH")
+    return f"{_PROJECT_ROOT}{os.pathsep}{rest}" if rest else str(_PROJECT_ROOT)

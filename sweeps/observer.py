@@ -1,0 +1,126 @@
+"""What watches a sweep from the driver: keeps the frames and the study up to date, and shows the live table."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+from ray import tune
+from ray.tune.experiment import Trial
+
+from sweeps.progress import ProgressView
+from sweeps.results import TrialRecord
+from sweeps.trial import HISTORY_FILE, trial_name
+
+_SECONDS_BETWEEN_WRITES = 5.0
+
+
+class Observer(tune.Callback):
+    """Tune's callback of a stage. `on_records` receives the record of every trial whenever some have changed.
+
+    Tune pickles its callbacks into the experiment's folder and unpickles them when it restores; what it gets back there
+    is the observer of the process that restores.
+    """
+
+    current: "Observer | None" = None
+
+    def __init__(self, view: ProgressView, on_records: Callable[[list[TrialRecord]], None], stage: str) -> None:
+        self._view, self._on_records, self._stage = view, on_records, stage
+        self._ended: dict[str, TrialRecord] = {}
+        self._trials: list[Trial] = []
+        self._written_at = 0.0
+        self._changed = False
+        Observer.current = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _current_observer, ()
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """All trials of the stage as they now stand."""
+        return [self._record(trial) for trial in self._trials]
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._trials = trials
+        self._view.show(trials)
+        if self._changed and time.monotonic() - self._written_at > _SECONDS_BETWEEN_WRITES:
+            self._write()
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._changed = True
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._changed = True
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        self._trials = trials
+        self._write()
+
+    def _write(self) -> None:
+        self._on_records(self.records)
+        self._written_at, self._changed = time.monotonic(), False
+
+    def _record(self, trial: Trial) -> TrialRecord:
+        if trial.trial_id in self._ended:
+            return self._ended[trial.trial_id]
+        record = _record_of(trial, self._stage)
+        if trial.is_finished():
+            self._ended[trial.trial_id] = record
+        return record
+
+
+def _current_observer() -> Observer:
+    if Observer.current is None:
+        raise RuntimeError("an experiment of this project can only be restored by sweeps.runner")
+    return Observer.current
+
+
+def _record_of(trial: Trial, stage: str) -> TrialRecord:
+    checkpoint = trial.checkpoint
+    history: list[dict[str, Any]] = []
+    relative = None
+    if checkpoint is not None:
+        history = _read_history(checkpoint)
+        relative = f"{stage}/{trial.custom_dirname}/{Path(checkpoint.path).name}"
+    error = trial.last_result.get("error") if trial.last_result else None
+    if trial.status == Trial.ERROR:
+        error = error or _last_line(trial.get_error())
+    if error:
+        status = "failed"
+    elif trial.status != Trial.TERMINATED:
+        status = "unfinished"
+    else:
+        status = "completed" if history and history[-1]["progress"] == 1 else "stopped"
+    return TrialRecord(
+        name=trial_name(trial.config),
+        trial_id=trial.trial_id,
+        point=dict(trial.config),
+        status=status,
+        error=error,
+        history=history,
+        checkpoint=relative,
+    )
+
+
+def _read_history(checkpoint: tune.Checkpoint) -> list[dict[str, Any]]:
+    filesystem: pyarrow.fs.FileSystem = checkpoint.filesystem
+    try:
+        with filesystem.open_input_stream(f"{checkpoint.path}/{HISTORY_FILE}") as stream:
+            return json.loads(stream.read())
+    except (OSError, ValueError):
+        return []
+
+
+def _last_line(error: BaseException | None) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "the trial's process died"
+
+
+def count_by_status(records: Iterable[TrialRecord]) -> dict[str, int]:
+    """How many trials ended how."""
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[record.status] = counts.get(record.status, 0) + 1
+    return counts

@@ -1,0 +1,226 @@
+"""The report of a sweep, Markdown and HTML, written from its results folder.
+
+    python -m sweeps.report results/patch_size/latest      # write it again
+"""
+
+import html
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from rich.table import Table
+
+from sweeps.figures import draw_all, importance
+from sweeps.results import ResultsError, SweepResults, level_summary, load
+
+Answer = Callable[[pd.DataFrame, pd.DataFrame], str]
+
+
+def render(results: SweepResults, answer: Answer) -> None:
+    """Write `report.md`, `report.html` and `figures/` into the results folder."""
+    figures = draw_all(results, results.folder / "figures")
+    content = _content(results, answer)
+    (results.folder / "report.md").write_text(_MARKDOWN.render(**content, figures=figures))
+    (results.folder / "report.html").write_text(_HTML.render(**content, figures=figures))
+
+
+def answer_of(results: SweepResults, answer: Answer) -> str:
+    """The sweep's sentence, or the plain statement that there is none."""
+    summary = level_summary(results.trials, results.sweep["factor"])
+    if summary.empty:
+        return "No trial was completed, so there is no answer."
+    return answer(summary, results.trials)
+
+
+def summary_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:
+    """The table of the answer as text: headings and rows, a level of the factor each."""
+    factor = results.sweep["factor"]
+    headings = [factor, "n", "validation, %", "test, %", "training FLOPs", "pictures seen", "passes", "parameters", "CPU s"]
+    rows = [
+        [
+            str(row[factor]),
+            str(row["n"]),
+            _mean_and_spread(row["val_mean"], row["val_std"]),
+            _mean_and_spread(row["test_mean"], row["test_std"]),
+            f"{row['train_flops']:.2e}",
+            f"{row['images_seen']:,.0f}",
+            f"{row['passes']:.1f}",
+            f"{row['num_params']:,.0f}",
+            f"{row['cpu_s']:,.0f}",
+        ]
+        for row in level_summary(results.trials, factor).to_dict("records")
+    ]
+    return headings, rows
+
+
+def summary_table(results: SweepResults) -> Table:
+    """The same for a terminal."""
+    headings, rows = summary_rows(results)
+    table = Table(box=None)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
+    """A pipe table; cells are escaped, since trial errors may hold anything."""
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(html.escape(c, quote=False).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
+    return "\n".join([line(headings), "|" + " ---: |" * len(headings), *map(line, rows)])
+
+
+def _mean_and_spread(mean: float, std: float) -> str:
+    if mean != mean:
+        return "-"
+    return f"{100 * mean:.2f}" if std != std else f"{100 * mean:.2f} ± {100 * std:.2f}"
+
+
+def _content(results: SweepResults, answer: Answer) -> dict[str, Any]:
+    sweep, trials = results.sweep, results.trials
+    headings, rows = summary_rows(results)
+    shown = ["trial", "status", "val_accuracy", "test_accuracy", "train_flops", "images_seen", "wall_s", "error"]
+    every = trials.sort_values("val_accuracy", ascending=False)[shown]
+    machine = sweep["machine"]
+    return {
+        "title": sweep["question"],
+        "answer": answer_of(results, answer),
+        "summary": (headings, rows),
+        "cost": (
+            f"{trials['train_flops'].sum():.3g} training FLOPs in {len(trials)} trials, "
+            f"{trials['cpu_s'].sum() / 3600:.2f} CPU hours"
+        ),
+        "counts": ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items()),
+        "importance": sorted(importance(results).items(), key=lambda item: -item[1]),
+        "trials": (shown, [[_cell(v) for v in row] for row in every.itertuples(index=False)]),
+        "dataset": sweep["dataset"],
+        "command": sweep["command"],
+        "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
+        + (f", {', '.join(machine['gpus'])}" if machine["gpus"] else ", no GPU"),
+        "versions": ", ".join(f"{k} {v}" for k, v in machine["versions"].items()),
+        "commit": sweep["commit"],
+        "started": sweep["started"],
+        "base": sweep["base"],
+    }
+
+
+def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.0f}" if value < 1e7 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+_ENVIRONMENT = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+_PLAIN = jinja2.Environment(autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+_PLAIN.globals["table"] = lambda pair: markdown_table(*pair)
+
+_READING = (
+    "± is the sample standard deviation over n seeds. Settings are chosen on the validation split; the test split is read "
+    "once, at the end, for the finalists (the best setting of each level). Single view, last evaluation, averaged weights."
+)
+
+_MARKDOWN = _PLAIN.from_string(
+    """# {{ title }}
+
+**{{ answer }}**
+
+{{ table(summary) }}
+
+"""
+    + _READING
+    + """
+Data: {{ dataset.name }}, {{ dataset.source }}: {{ dataset.train }} training, {{ dataset.val }} validation, {{ dataset.test }} test pictures.
+Trials: {{ counts }}. Cost: {{ cost }}.
+
+{% for caption, file in figures.items() %}
+## {{ caption }}
+
+![{{ caption }}]({{ file }})
+
+{% endfor %}
+{% if importance %}
+Importance (fANOVA; misleading where trials are few or were stopped early):
+{% for name, share in importance %}
+- {{ name }}: {{ "%.0f%%" | format(100 * share) }}
+{% endfor %}
+
+{% endif %}
+## All trials
+
+{{ table(trials) }}
+
+## How it was run
+
+- `{{ command }}`
+- started {{ started }}, commit {{ commit }}
+- {{ machine }}
+- {{ versions }}
+- settings of all trials: {{ base }}
+"""
+)
+
+_HTML = _ENVIRONMENT.from_string(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ title }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; } .answer { font-size: 1.2rem; } code { background: #f3f3f3; padding: .1rem .3rem; }
+</style></head><body>
+{% macro grid(pair) %}
+<table><tr>{% for h in pair[0] %}<th>{{ h }}</th>{% endfor %}</tr>
+{% for row in pair[1] %}<tr>{% for c in row %}<td>{{ c }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% endmacro %}
+<h1>{{ title }}</h1>
+<p class="answer">{{ answer }}</p>
+{{ grid(summary) }}
+<p>"""
+    + _READING
+    + """</p>
+<p>Data: {{ dataset.name }}, {{ dataset.source }}: {{ dataset.train }} training, {{ dataset.val }} validation,
+{{ dataset.test }} test pictures. Trials: {{ counts }}. Cost: {{ cost }}.</p>
+{% for caption, file in figures.items() %}<h2>{{ caption }}</h2><img alt="{{ caption }}" src="{{ file }}">
+{% endfor %}
+{% if importance %}<p>Importance (fANOVA; misleading where trials are few or were stopped early):
+{% for name, share in importance %}{{ name }} {{ "%.0f%%" | format(100 * share) }}{{ ", " if not loop.last }}{% endfor %}</p>{% endif %}
+<h2>All trials</h2>
+{{ grid(trials) }}
+<h2>How it was run</h2>
+<p><code>{{ command }}</code></p>
+<p>Started {{ started }}, commit {{ commit }}. {{ machine }}. {{ versions }}. Settings of all trials: {{ base }}</p>
+</body></html>
+"""
+)
+
+
+def main() -> int:
+    """Write the report of the folder named on the command line again."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(__doc__)
+        return 0 if sys.argv[1:] in (["-h"], ["--help"]) else 2
+    try:
+        results = load(sys.argv[1])
+    except ResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"sweeps.{Path(results.sweep['sweep']).name}")
+    render(results, module.SWEEP.answer)
+    print(results.folder / "report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Results as frames: built from Tune's results, kept as parquet, and read back by `load`."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+TRIALS_FILE, EPOCHS_FILE, SWEEP_FILE = "trials.parquet", "epochs.parquet", "sweep.json"
+
+# Columns that differ between two runs of the same sweep; all others are reproduced number by number.
+RUN_SPECIFIC_COLUMNS = ("wall_s", "cpu_s", "attempt", "checkpoint", "trial_id")
+
+_TRIAL_METRICS = ("val_accuracy", "val_loss", "train_loss", "train_flops", "images_seen", "passes", "epoch", "num_params")
+
+
+class ResultsError(ValueError):
+    """The folder does not hold the results of a sweep; the message names what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResults:
+    """A sweep, read from its folder.
+
+    trials: a row a trial: `trial`, `config/...`, `seed`, `status` (completed, stopped, failed, unfinished), `error`,
+        `val_accuracy` and `test_accuracy` in [0, 1] (the latter for finalists only), `train_flops`, `images_seen`,
+        `num_params`, `wall_s`, `cpu_s`, `checkpoint` (relative to the folder).
+    epochs: a row an evaluation: `trial`, `epoch`, `train_flops`, `images_seen`, `train_loss`, `val_accuracy`, ...
+    sweep: question, resolved configuration, dataset, versions, commit, machine.
+    """
+
+    folder: Path
+    trials: pd.DataFrame
+    epochs: pd.DataFrame
+    sweep: dict[str, Any]
+
+    @property
+    def factors(self) -> list[str]:
+        """The `config/...` columns that the sweep varied, without the seed."""
+        return [c for c in self.trials.columns if c.startswith("config/") and c != "config/seed"]
+
+
+def load(path: str | os.PathLike[str]) -> SweepResults:
+    """Read a results folder such as `results/patch_size/latest`.
+
+    Raises:
+        ResultsError: a file is missing or damaged.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ResultsError(f"{folder} is not a folder")
+    try:
+        return SweepResults(
+            folder=folder,
+            trials=pd.read_parquet(folder / TRIALS_FILE),
+            epochs=pd.read_parquet(folder / EPOCHS_FILE),
+            sweep=json.loads((folder / SWEEP_FILE).read_text()),
+        )
+    except FileNotFoundError as error:
+        raise ResultsError(f"{folder} has no {Path(error.filename).name}: not the folder of a sweep that ended") from error
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{folder} is damaged: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """What became of one trial, however it ended."""
+
+    name: str
+    trial_id: str
+    point: Mapping[str, Any]
+    status: str
+    error: str | None
+    history: list[dict[str, Any]]
+    checkpoint: str | None
+
+
+def to_frames(records: Iterable[TrialRecord]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The two frames, sorted by trial name; a trial that never reported still has its row."""
+    rows, epochs = [], []
+    for record in sorted(records, key=lambda r: (r.name, r.trial_id)):
+        last = record.history[-1] if record.history else {}
+        row: dict[str, Any] = {"trial": record.name, "trial_id": record.trial_id}
+        row |= {f"config/{name}": value for name, value in sorted(record.point.items())}
+        row |= {"seed": record.point["seed"], "status": record.status, "error": record.error}
+        row |= {name: last.get(name) for name in _TRIAL_METRICS}
+        row |= {"test_accuracy": None, "wall_s": last.get("wall_s"), "cpu_s": last.get("cpu_s")}
+        row |= {"attempt": last.get("attempt"), "checkpoint": record.checkpoint}
+        rows.append(row)
+        epochs.extend({"trial": record.name, **epoch} for epoch in record.history)
+    trials = pd.DataFrame(rows)
+    for column in ("test_accuracy", *_TRIAL_METRICS, "wall_s", "cpu_s"):
+        trials[column] = pd.to_numeric(trials[column]).astype("float64")
+    for column in ("epoch", "num_params", "images_seen", "attempt"):
+        trials[column] = pd.array(trials[column], dtype="Int64")
+    for column in ("error", "checkpoint"):
+        trials[column] = trials[column].astype("string")
+    return trials, pd.DataFrame(epochs, columns=None if epochs else ["trial", "epoch"])
+
+
+def finalists(trials: pd.DataFrame, factor: str) -> pd.Index:
+    """Rows whose test accuracy is measured: for each level of the factor, the setting best in validation, all its seeds.
+
+    Settings are ranked by mean validation accuracy over their completed seeds; one with a failed seed can win only if
+    no setting of its level is whole.
+    """
+    settings = [c for c in trials.columns if c.startswith("config/") and c != "config/seed"]
+    done = trials[trials["status"] == "completed"]
+    if done.empty:
+        return done.index
+    mean = done.groupby(settings, dropna=False)["val_accuracy"].agg(["size", "mean"]).reset_index()
+    best = mean.sort_values(["size", "mean"], ascending=False).drop_duplicates(f"config/{factor}")
+    chosen = done.reset_index().merge(best[settings], on=settings)
+    return pd.Index(chosen["index"])
+
+
+def level_summary(trials: pd.DataFrame, factor: str) -> pd.DataFrame:
+    """A row a level of the factor, over its finalists: n, mean and sample standard deviation, cost. Best test first."""
+    chosen = trials.loc[finalists(trials, factor)]
+    grouped = chosen.groupby(f"config/{factor}", sort=False)
+    summary = grouped.agg(
+        n=("seed", "size"),
+        val_mean=("val_accuracy", "mean"),
+        val_std=("val_accuracy", "std"),
+        test_mean=("test_accuracy", "mean"),
+        test_std=("test_accuracy", "std"),
+        train_flops=("train_flops", "mean"),
+        images_seen=("images_seen", "mean"),
+        passes=("passes", "mean"),
+        num_params=("num_params", "first"),
+        wall_s=("wall_s", "mean"),
+        cpu_s=("cpu_s", "mean"),
+    )
+    # Plain NumPy types: a row taken out of mixed ones would turn NaN (one seed, no spread) into NA.
+    summary = summary.astype({c: "int64" if c in ("n", "num_params") else "float64" for c in summary.columns})
+    summary = summary.rename_axis(factor).reset_index()
+    return summary.sort_values(["val_mean"], ascending=False, ignore_index=True)
+
+
+def write_frame(frame: pd.DataFrame, file: Path) -> None:
+    """Write parquet so that a reader never sees half a file."""
+    fresh = file.with_name(f".{file.name}")
+    frame.to_parquet(fresh, index=False)
+    fresh.replace(file)
+
+
+def write_json(content: Any, file: Path) -> None:
+    """Write JSON so that a reader never sees half a file."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}-", delete=False) as fresh:
+        json.dump(content, fresh, indent=2, default=str)
+        fresh.write("\n")
+    os.chmod(fresh.name, 0o644)
+    os.replace(fresh.name, file)

@@ -1,0 +1,80 @@
+"""A sweep's trials as an Optuna study in a database, whatever searched them, so that optuna-dashboard can open it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from sweeps.flags import UsageError
+from sweeps.results import TrialRecord
+from sweeps.space import Choice, Domain, Point, Space
+
+_STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+def to_distribution(domain: Domain) -> BaseDistribution:
+    """Optuna's form of one of our domains."""
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(domain.values)
+    return FloatDistribution(domain.low, domain.high, log=domain.log)
+
+
+def distributions(space: Space, points: Sequence[Point]) -> dict[str, BaseDistribution]:
+    """Distributions of the space; what it lacks (seeds, as a rule) becomes a choice among the values that occur."""
+    known = {name: to_distribution(domain) for name, domain in space.items()}
+    for name in points[0] if points else ():
+        values = sorted({point[name] for point in points}, key=repr)
+        known.setdefault(name, CategoricalDistribution(values))
+    return known
+
+
+class StudyWriter:
+    """Adds each trial that has ended to the study once, also over several runs of a resumed sweep."""
+
+    def __init__(self, url: str, name: str, known: Mapping[str, BaseDistribution]) -> None:
+        """
+        Raises:
+            UsageError: the database cannot be opened.
+        """
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._known = dict(known)
+        try:
+            self._study = optuna.create_study(
+                storage=url, study_name=name, direction="maximize", load_if_exists=True
+            )
+            self._written = {trial.user_attrs.get("trial_id") for trial in self._study.get_trials(deepcopy=False)}
+        except Exception as error:  # whatever the database driver raises
+            raise UsageError(f"the study database {_without_password(url)} cannot be opened: {error}") from error
+
+    def add(self, records: Iterable[TrialRecord]) -> None:
+        for record in records:
+            if record.status not in _STATES or record.trial_id in self._written:
+                continue
+            accuracy = {row["epoch"]: row["val_accuracy"] for row in record.history}
+            value = record.history[-1]["val_accuracy"] if record.history else None
+            state = _STATES[record.status]
+            if state is TrialState.COMPLETE and (value is None or not math.isfinite(value)):
+                state = TrialState.FAIL
+            params = {name: record.point[name] for name in self._known if name in record.point}
+            attributes: dict[str, Any] = {"trial_id": record.trial_id, "name": record.name}
+            if record.error:
+                attributes["error"] = record.error
+            self._study.add_trial(
+                create_trial(
+                    state=state,
+                    value=None if state is TrialState.FAIL else value,
+                    params=params,
+                    distributions={name: self._known[name] for name in params},
+                    intermediate_values=accuracy,
+                    user_attrs=attributes,
+                )
+            )
+            self._written.add(record.trial_id)
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

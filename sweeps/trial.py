@@ -1,0 +1,176 @@
+"""One trial: a setting turned into a `TrainConfig`, trained by `core.train`, reported to Tune. Runs on a worker."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+import traceback
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import torch
+from ray import tune
+
+from core.checkpoint import CheckpointError, load, save
+from core.data import Dataset
+from core.evaluate import evaluate
+from core.models import ViTConfig, WastefulModelWarning
+from core.runtime import resolve_device
+from core.train import EpochReport, ResumeError, TrainConfig, train
+
+logger = logging.getLogger(__name__)
+
+HISTORY_FILE = "history.json"
+
+_MODEL_FIELDS = frozenset(field.name for field in dataclasses.fields(ViTConfig))
+_DATA_FIELDS = frozenset({"image_size", "in_channels", "num_classes"})
+_TRAIN_FIELDS = frozenset(field.name for field in dataclasses.fields(TrainConfig)) - {"model"}
+SETTABLE_FIELDS = (_MODEL_FIELDS - _DATA_FIELDS) | _TRAIN_FIELDS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialSettings:
+    """What all trials of a stage share.
+
+    base: fields of the model and the training that no trial varies.
+    folder: where Tune keeps the stage: a path or a URI.
+    """
+
+    base: Mapping[str, Any]
+    folder: str
+    num_threads: int
+
+
+def configure(fields: Mapping[str, Any], data: Dataset) -> TrainConfig:
+    """A `TrainConfig` from flat field names; the shape of the pictures and the number of classes come from the data.
+
+    Raises:
+        ValueError: a name is unknown or a value is not allowed.
+    """
+    if unknown := sorted(set(fields) - SETTABLE_FIELDS):
+        raise ValueError(f"unknown field {', '.join(unknown)}; there are: {', '.join(sorted(SETTABLE_FIELDS))}")
+    _, height, width, channels = data.train.images.shape
+    if height != width:
+        raise ValueError(f"pictures must be square, {data.name} has {height}x{width}")
+    shape = {"image_size": height, "in_channels": channels, "num_classes": len(data.class_names)}
+    model = ViTConfig(**{k: v for k, v in fields.items() if k in _MODEL_FIELDS}, **shape)
+    return TrainConfig(model=model, **{k: v for k, v in fields.items() if k in _TRAIN_FIELDS})
+
+
+def trial_name(point: Mapping[str, Any]) -> str:
+    """A folder name that tells a setting, the same for the same setting: `learning_rate=0.002,patch_size=4,seed=1`."""
+    settings = sorted((k, v) for k, v in point.items() if k != "seed")
+    words = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in settings]
+    return ",".join([*words, f"seed={point['seed']}"])
+
+
+def run_trial(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> None:
+    """Tune's trainable. What goes wrong inside a trial is its result, not an exception.
+
+    An exception would make Tune try again, which is right for a lost machine and futile for a setting that diverges.
+    """
+    torch.set_num_threads(settings.num_threads)
+    warnings.filterwarnings("ignore", category=WastefulModelWarning)
+    try:
+        _train(point, data, settings)
+    except Exception as error:
+        logger.exception("trial failed")
+        tune.report({"val_accuracy": float("nan"), "epoch": -1, "error": _describe(error)})
+
+
+def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> None:
+    config = configure({**settings.base, **point}, data)
+
+    reported = 0
+
+    def report(epoch: EpochReport) -> None:
+        nonlocal reported
+        with tempfile.TemporaryDirectory() as folder:
+            epoch.save(Path(folder))
+            (Path(folder) / HISTORY_FILE).write_text(json.dumps(epoch.history))
+            tune.report(epoch.metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+        reported += 1
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = None
+        for start in _saved_states(settings.folder, Path(folder)):
+            try:
+                result = train(config, data, report, resume_from=start)
+                break
+            except (ResumeError, CheckpointError) as error:
+                logger.warning("%s cannot be resumed, trying the one before it: %s", start, error)
+        if result is None:
+            result = train(config, data, report)
+    if not reported:  # it had ended already, and only Tune did not know yet
+        report(EpochReport(metrics=result.history[-1], history=result.history, save=result.save))
+
+
+def test_accuracy(checkpoint_folder: str, data: Dataset, num_threads: int) -> float:
+    """Single-view accuracy of a trial's last checkpoint on the test split, in [0, 1]."""
+    torch.set_num_threads(num_threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        _download(checkpoint_folder, Path(scratch))
+        loaded = load(Path(scratch))
+    model = loaded.model.to(resolve_device(loaded.training["device"]))
+    scores = evaluate(model, data.test, loaded.mean, loaded.std, precision=loaded.training["precision"])
+    return scores["accuracy"]
+
+
+def copy_checkpoint(checkpoint_folder: str, target: Path, test_accuracy: float) -> None:
+    """A trial's checkpoint as a folder fit for serving: without the training state, with its test accuracy."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _download(checkpoint_folder, Path(scratch))
+        loaded = load(Path(scratch))
+    save(target, dataclasses.replace(loaded, metrics={**loaded.metrics, "test_accuracy": test_accuracy}))
+
+
+def upload(folder: Path, target: str) -> None:
+    """Copy a local folder to a path or URI."""
+    filesystem, root = _filesystem(target)
+    pyarrow.fs.copy_files(str(folder), root, source_filesystem=_LOCAL, destination_filesystem=filesystem)
+
+
+def _download(source: str, target: Path) -> None:
+    filesystem, root = _filesystem(source)
+    pyarrow.fs.copy_files(root, str(target), source_filesystem=filesystem, destination_filesystem=_LOCAL)
+
+
+def _saved_states(stage_folder: str, scratch: Path) -> list[Path]:
+    """Local copies of this trial's checkpoints in storage, newest first.
+
+    Storage itself is asked, not Tune's record of it: the record is written about once a second, so after a crash it can
+    be older than the newest checkpoint, or lack the trial.
+    """
+    trial = Path(tune.get_context().get_trial_dir()).name
+    filesystem, root = _filesystem(stage_folder)
+    selector = pyarrow.fs.FileSelector(f"{root}/{trial}", allow_not_found=True)
+    names = sorted((f.base_name for f in filesystem.get_file_info(selector) if f.base_name.startswith("checkpoint_")))
+    local = []
+    for name in reversed(names):
+        copy = scratch / name
+        copy.mkdir()
+        with contextlib.suppress(OSError):  # half-written when the machine died: the one before it will do
+            _download(f"{stage_folder}/{trial}/{name}", copy)
+            local.append(copy)
+    return local
+
+
+_LOCAL = pyarrow.fs.LocalFileSystem()
+
+
+def _filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    if "://" in folder:
+        return pyarrow.fs.FileSystem.from_uri(folder)
+    return _LOCAL, os.path.abspath(folder)
+
+
+def _describe(error: Exception) -> str:
+    """The exception in one line, with the place in our code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
