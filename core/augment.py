@@ -37,9 +37,11 @@ def crop_and_flip(
 
 
 def normalise(
-    images: UInt8[Tensor, "batch height width channels"], mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"]
+    images: UInt8[Tensor, "batch height width channels"],
+    mean: Float[Tensor, " channels"],
+    std: Float[Tensor, " channels"],
 ) -> Float[Tensor, "batch channels height width"]:
-    """Scale to [0, 1], subtract `mean`, divide by `std`. The result lies channels-last in memory, as convolutions like."""
+    """Scale to [0, 1], subtract `mean`, divide by `std`. The result lies channels-last in memory, for convolutions."""
     return ((images.to(torch.float32) * (1 / 255) - mean) / std).permute(0, 3, 1, 2)
 
 

@@ -1,8 +1,7 @@
-"""The checkpoint folder, the seam between training and serving: `model.safetensors` and `config.json`, no pickled code."""
+"""The checkpoint folder, the seam between training and serving: `model.safetensors` and `config.json`, no pickles."""
 
 import dataclasses
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         save_file(weights, Path(fresh) / WEIGHTS_FILE)
         (Path(fresh) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(Path(fresh) / name, folder / name)
+            (Path(fresh) / name).replace(folder / name)
 
 
 def load(folder: Path) -> Checkpoint:
@@ -117,4 +116,6 @@ def _load_weights(model: nn.Module, file: Path) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{file} does not fit the model that {CONFIG_FILE} beside it describes: {error}") from error
+        raise CheckpointError(
+            f"{file} does not fit the model that {CONFIG_FILE} beside it describes: {error}"
+        ) from error

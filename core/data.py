@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Int64, UInt8
 
 
 class DataError(ValueError):
@@ -74,9 +74,7 @@ def make_dataset(
     kept, held_out = stratified_split(train.labels, val_fraction, split_seed)
     training = train.take(kept)
     mean, std = channel_statistics(training.images)
-    return Dataset(
-        name=name, source=source, train=training, val=train.take(held_out), test=test, mean=mean, std=std
-    )
+    return Dataset(name=name, source=source, train=training, val=train.take(held_out), test=test, mean=mean, std=std)
 
 
 def stratified_split(

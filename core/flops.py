@@ -1,5 +1,7 @@
 """Counting floating-point operations, so that a budget means the same on every machine."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +35,4 @@ def inference_flops_per_image(model: nn.Module, image_shape: tuple[int, int, int
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
-    import copy
-
     return copy.deepcopy(model).to("meta").train()

@@ -30,8 +30,8 @@ def schedule_factor(
     """What the peak learning rate is multiplied by at `step` (0-based) of `num_steps`.
 
     `cosine`: linear warm-up, then half a cosine to zero. Best when the run ends where it was planned to end.
-    `trapezoid`: linear warm-up, constant, linear to zero over the last `cooldown_fraction` (Zhai et al., 2022; Hägele et
-    al., 2024). Safe to stop early: until the cool-down the value does not depend on where the end lies, so trials
+    `trapezoid`: linear warm-up, constant, linear to zero over the last `cooldown_fraction` (Zhai et al., 2022; Hägele
+    et al., 2024). Safe to stop early: until the cool-down the value does not depend on where the end lies, so trials
     compared at a rung are compared fairly.
     """
     warmup = math.ceil(warmup_fraction * num_steps)

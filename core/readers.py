@@ -21,7 +21,8 @@ import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
 
 from core import shapes
-from core.data import DataError, Dataset, ImageSet, make_dataset, names_of
+from core.data import DataError, Dataset, ImageSet, make_dataset, names_of, stratified_split
+from core.runtime import import_torchvision
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +122,11 @@ def _find_parquet(name: str, root: Path) -> dict[str, list[Path]] | None:
 
 
 def _read_torchvision(name: str, root: Path, download: bool) -> Pair:
+    import_torchvision()
     from torchvision import datasets
 
     reader = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    folder = next(
-        (place for place in (root, root / name) if (place / reader.base_folder).is_dir()), None
-    )
+    folder = next((place for place in (root, root / name) if (place / reader.base_folder).is_dir()), None)
     if folder is None and not download:
         raise DataError(_not_found(name, root, "downloading was switched off"))
     try:
@@ -248,8 +248,6 @@ def _read_folder(root: Path, cache_dir: Path, split_seed: int) -> tuple[str, Pai
         train = _decode_files(train_files, class_names)
         if test_files:
             return train, _decode_files(test_files, class_names, size=train.images.shape[2:0:-1])
-        from core.data import stratified_split
-
         kept, held_out = stratified_split(train.labels, 0.1, split_seed)
         return train.take(kept), train.take(held_out)
 

@@ -1,12 +1,15 @@
 """The machine a run happens on: device, threads, precision, and a description of it for the run record."""
 
 import contextlib
+import importlib
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -39,6 +42,24 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def import_torchvision() -> ModuleType:
+    """torchvision, also beside a CPU-only PyTorch, where the wheel for CUDA from PyPI fails to import.
+
+    That wheel cannot load its operators there, and then trips over the declarations of two of them. Declared here, they
+    let the parts in plain Python (datasets, transforms) be used; a torchvision that matches its PyTorch is left alone.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("torchvision")
 
 
 def describe_machine() -> dict[str, object]:

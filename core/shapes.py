@@ -1,8 +1,8 @@
 """`shapes`: a generated 10-class set of 32x32 pictures, for demonstrations and tests that must not download anything.
 
-Every picture holds one target shape, of random size, place, rotation and colours, over a shaded and noisy background with
-a few thin strokes as clutter. Shapes are small (a radius of 5 to 11 pixels) and some differ only in a detail (circle and
-ring, square and cross, heart and crescent), so a coarse patch grid loses what tells them apart.
+Every picture holds one target shape, of random size, place, rotation and colours, over a shaded and noisy background
+with a few thin strokes as clutter. Shapes are small (a radius of 5 to 11 pixels) and some differ only in a detail
+(circle and hexagon, heart and triangle, star and cross), so a coarse patch grid loses what tells them apart.
 """
 
 from collections.abc import Callable

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,7 @@ class Plan:
     """What a config comes to on a training set: steps, their cost, and the steps after which the run reports."""
 
     num_steps: int
+    batch_size: int
     flops_per_image: float
     num_params: int
     report_steps: tuple[int, ...]
@@ -148,7 +150,11 @@ def plan(config: TrainConfig, num_train: int) -> Plan:
     report_steps = tuple(sorted({min(max(1, mark), num_steps) for mark in (*marks, num_steps)}))
     num_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Plan(
-        num_steps=num_steps, flops_per_image=flops_per_image, num_params=num_params, report_steps=report_steps
+        num_steps=num_steps,
+        batch_size=config.batch_size,
+        flops_per_image=flops_per_image,
+        num_params=num_params,
+        report_steps=report_steps,
     )
 
 
@@ -353,9 +359,9 @@ class _Run:
     def _check_finite(self, losses: Tensor, first_step: int) -> None:
         bad = (~losses.isfinite()).nonzero()
         if bad.numel():
-            index = int(bad[0])
+            step = first_step + int(bad[0])
             raise NonFiniteLossError(
-                f"the loss is {float(losses[index])} at step {first_step + index} of {self.plan.num_steps} with {self.config}"
+                f"the loss is {float(losses[bad[0]])} at step {step} of {self.plan.num_steps} with {self.config}"
             )
 
 
@@ -393,8 +399,6 @@ class _Batches:
 
 def _as_tensor(array: Any, device: torch.device) -> Tensor:
     """A tensor over the array's own memory on the CPU (it is only read), a copy on any other device."""
-    import warnings
-
     with warnings.catch_warnings():
         # Arrays from Ray's object store are read-only and shared by all trials; nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import optuna
 import pandas as pd
 from matplotlib.figure import Figure
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from sweeps.results import SweepResults, finalists, level_summary
+from sweeps.results import SweepResults, finalists
+from sweeps.space import Point
+from sweeps.study import distributions
 
 matplotlib.use("Agg")
 
@@ -41,12 +45,6 @@ def importance(results: SweepResults) -> dict[str, float]:
 
     Empty with fewer than two varied settings or eight completed trials: too little to say.
     """
-    import optuna
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-
-    from sweeps.study import distributions
-    from sweeps.space import Point
-
     done = results.trials[results.trials["status"] == "completed"]
     names = [c for c in (*results.factors, "config/seed") if done[c].nunique() > 1]
     if len(names) < 2 or len(done) < 8:
@@ -110,7 +108,7 @@ def _spread(results: SweepResults, figure: Figure) -> bool:
     if chosen.empty:
         return False
     axes = figure.subplots()
-    levels = level_summary(results.trials, factor).sort_values(factor)[factor].tolist()
+    levels = sorted(chosen[f"config/{factor}"].unique())
     for place, level in enumerate(levels):
         rows = chosen[chosen[f"config/{factor}"] == level]
         for column, marker, offset in (("val_accuracy", "o", -0.08), ("test_accuracy", "D", 0.08)):

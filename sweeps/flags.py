@@ -14,44 +14,49 @@ class UsageError(Exception):
     """Something the user asked for cannot be done; the message says what and how to go on. Exit code 2."""
 
 
+def _optional(metavar: str, default: str) -> Any:
+    """How a flag that may be left out is shown in the help."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Flags:
     """Flags of a sweep; the defaults of what is None are the sweep's own."""
 
     dataset: Literal["cifar10", "cifar100", "shapes", "folder"] = "cifar10"
     """The pictures. `shapes` is generated here; the others are looked for under --data-root."""
-    data_root: str | None = None
-    """Folder with the pictures: torchvision's CIFAR folder, hub-layout parquet, or a folder of pictures a class.
-    Default: $PATCHWORK_DATA, else ~/.local/share/patchwork, where CIFAR is downloaded to."""
-    budget: float | None = None
+    data_root: Annotated[str | None, _optional("DIR", "$PATCHWORK_DATA, else ~/.local/share/patchwork")] = None
+    """Folder with the pictures: torchvision's CIFAR folder, hub-layout parquet, or a sub-folder of pictures a class.
+    CIFAR is downloaded there if it is missing."""
+    budget: Annotated[float | None, _optional("FLOPS", "the sweep's own")] = None
     """Training FLOPs (forward and backward) of a trial, such as 2e14."""
-    epochs: float | None = None
+    epochs: Annotated[float | None, _optional("PASSES", "none: see --budget")] = None
     """Passes over the training pictures of a trial, instead of --budget."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, _optional("N", "the sweep's own")] = None
     """How many seeds (0, 1, ...) each setting is trained with."""
-    search: Literal["grid", "random", "optuna"] | None = None
+    search: Annotated[Literal["grid", "random", "optuna"] | None, _optional("{grid,random,optuna}", "grid")] = None
     """`grid` tries every combination; `random` and `optuna` draw --num-samples settings from a larger space."""
     num_samples: int = 20
     """Settings drawn by --search random or optuna."""
     scheduler: Literal["none", "asha"] = "none"
     """`asha` stops the trials that fall behind, and trains all with a schedule that is safe to stop early."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Fix a field of the model or the training for all trials, such as --set depth=9 (may be repeated)."""
+    set: Annotated[tuple[str, ...], _optional("NAME=VALUE ...", "none")] = ()
+    """Fix fields of the model or the training for all trials, such as --set depth=9 batch_size=256."""
     cpus_per_trial: int = 1
     """CPUs of a trial; its PyTorch uses as many threads."""
-    gpus_per_trial: float | None = None
-    """GPUs of a trial, fractions allowed. Default: 1 where the cluster has GPUs, else 0."""
-    address: str | None = None
-    """Ray cluster to run on, such as auto or 10.0.0.1:6379. Default: $RAY_ADDRESS, else Ray starts here."""
+    gpus_per_trial: Annotated[float | None, _optional("N", "1 where the cluster has GPUs, else 0")] = None
+    """GPUs of a trial, fractions allowed."""
+    address: Annotated[str | None, _optional("HOST:PORT", "$RAY_ADDRESS, else Ray starts here")] = None
+    """Ray cluster to run on; `auto` for the one of this machine."""
     storage: str = "results"
     """Folder for results: local, on NFS, or s3://bucket/folder. Several nodes need one that all of them reach."""
-    name: str | None = None
-    """Name of this run's folder under STORAGE/SWEEP/. Default: the time of the start."""
-    resume: str | None = None
-    """Go on with a run: its folder, or `latest`. The other flags are then those of the run."""
-    study_url: str | None = None
-    """Database for the Optuna study, such as postgresql://host/db. Default: study.db in the results folder."""
-    mlflow_url: str | None = None
+    name: Annotated[str | None, _optional("NAME", "the time of the start")] = None
+    """Name of this run's folder, STORAGE/SWEEP/NAME."""
+    resume: Annotated[str | None, _optional("FOLDER", "none")] = None
+    """Go on with a run: its folder, or `latest`. Other flags stay as they were, but for --address and --data-root."""
+    study_url: Annotated[str | None, _optional("URL", "study.db in the results folder")] = None
+    """Database for the Optuna study, such as postgresql://host/db."""
+    mlflow_url: Annotated[str | None, _optional("URL", "none")] = None
     """MLflow tracking server or folder to log trials to as well (needs the `mlflow` extra)."""
     smoke: bool = False
     """Everything tiny: proves within a minute that the sweep runs here."""
@@ -73,7 +78,11 @@ class Flags:
 
 def parse(description: str, program: str) -> Flags:
     """Read `sys.argv`; `--help` and a mistaken flag end the program (exit codes 0 and 2)."""
-    return tyro.cli(Flags, description=description, prog=program, config=(tyro.conf.FlagConversionOff,) * 0)
+    try:
+        return tyro.cli(Flags, description=description, prog=program, config=(tyro.conf.FlagCreatePairsOff,))
+    except UsageError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(EXIT_USAGE)
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -5,37 +5,39 @@ more. So the sizes are compared twice: at equal training FLOPs, which is what on
 
     python sweeps/patch_size.py --budget 1e14            # equal FLOPs
     python sweeps/patch_size.py --epochs 3               # equal pictures seen
-    python sweeps/patch_size.py --dataset shapes --budget 4e12 --set embed_dim=64 --set depth=4
+    python sweeps/patch_size.py --dataset shapes --budget 4e12 --set embed_dim=64 depth=4
     python sweeps/patch_size.py --resume latest
 
 More flags: --search optuna --scheduler asha also searches learning rate and weight decay for each size.
 """
 
-import pandas as pd
+from collections.abc import Sequence
 
-from sweeps.runner import Sweep, run_and_exit
+from sweeps.question import Sweep
+from sweeps.results import Level
+from sweeps.runner import run_and_exit
 from sweeps.space import Choice, Uniform
 
 
-def answer(summary: pd.DataFrame, trials: pd.DataFrame) -> str:
+def answer(levels: Sequence[Level]) -> str:
     """The winner, its lead over the runner-up in points, and whether seeds could explain the lead."""
-    best = summary.iloc[0]
-    text = f"Patch size {best['patch_size']} is best: {_accuracy(best)} test accuracy"
-    if len(summary) == 1:
+    best = levels[0]
+    text = f"Patch size {best.value} is best: {_accuracy(best)} test accuracy"
+    if len(levels) == 1:
         return f"{text}; no other size could be trained."
-    second, worst = summary.iloc[1], summary.iloc[-1]
-    lead = 100 * (best["test_mean"] - second["test_mean"])
-    spread = 100 * max(best["test_std"], second["test_std"])  # NaN where there is one seed
-    doubt = "" if lead > 2 * spread else f", which chance alone could explain (n={best['n']:.0f})"
-    text += f", {lead:.1f} points above patch size {second['patch_size']}{doubt}"
-    if len(summary) > 2:
-        text += f", and {100 * (best['test_mean'] - worst['test_mean']):.1f} above patch size {worst['patch_size']}"
+    second, worst = levels[1], levels[-1]
+    lead = 100 * (best.test_mean - second.test_mean)
+    spread = 100 * max(best.test_std, second.test_std)  # NaN, so never below the lead, where there is one seed
+    doubt = "" if lead > 2 * spread else f" (which chance alone could explain, n={best.n})"
+    text += f", {lead:.1f} points above patch size {second.value}{doubt}"
+    if len(levels) > 2:
+        text += f" and {100 * (best.test_mean - worst.test_mean):.1f} above patch size {worst.value}"
     return text + "."
 
 
-def _accuracy(row: pd.Series) -> str:
-    spread = f" ± {100 * row['test_std']:.1f}" if row["n"] > 1 else ""
-    return f"{100 * row['test_mean']:.1f}{spread}%"
+def _accuracy(level: Level) -> str:
+    spread = f" ± {100 * level.test_std:.1f}" if level.n > 1 else ""
+    return f"{100 * level.test_mean:.1f}{spread}%"
 
 
 SWEEP = Sweep(

@@ -81,7 +81,9 @@ class ProgressView:
             if trial.status != Trial.PENDING and self._lines.get(trial.trial_id) != line:
                 self._lines[trial.trial_id] = line
                 self._console.print(
-                    f"[{stamp}, {done}/{self._total} done] {trial_name(trial.config)}: {line}", markup=False, soft_wrap=True
+                    f"[{stamp}, {done}/{self._total} done] {trial_name(trial.config)}: {line}",
+                    markup=False,
+                    soft_wrap=True,
                 )
 
 

@@ -1,23 +1,22 @@
 """The report of a sweep, Markdown and HTML, written from its results folder.
 
-    python -m sweeps.report results/patch_size/latest      # write it again
+python -m sweeps.report results/patch_size/latest      # write it again
 """
 
 import html
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
-from rich.table import Table
 
 from sweeps.figures import draw_all, importance
-from sweeps.results import ResultsError, SweepResults, level_summary, load
+from sweeps.results import Level, ResultsError, SweepResults, levels, load
 
-Answer = Callable[[pd.DataFrame, pd.DataFrame], str]
+Answer = Callable[[Sequence[Level]], str]
 
 
 def render(results: SweepResults, answer: Answer) -> None:
@@ -30,49 +29,38 @@ def render(results: SweepResults, answer: Answer) -> None:
 
 def answer_of(results: SweepResults, answer: Answer) -> str:
     """The sweep's sentence, or the plain statement that there is none."""
-    summary = level_summary(results.trials, results.sweep["factor"])
-    if summary.empty:
-        return "No trial was completed, so there is no answer."
-    return answer(summary, results.trials)
+    found = levels(results.trials, results.sweep["factor"])
+    return answer(found) if found else "No trial was completed, so there is no answer."
 
 
 def summary_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:
-    """The table of the answer as text: headings and rows, a level of the factor each."""
+    """The table of the answer as text: headings, and a row a level of the factor."""
     factor = results.sweep["factor"]
-    headings = [factor, "n", "validation, %", "test, %", "training FLOPs", "pictures seen", "passes", "parameters", "CPU s"]
+    headings = [factor, "n", "val %", "test %", "FLOPs", "pictures", "passes", "parameters", "CPU s"]
     rows = [
         [
-            str(row[factor]),
-            str(row["n"]),
-            _mean_and_spread(row["val_mean"], row["val_std"]),
-            _mean_and_spread(row["test_mean"], row["test_std"]),
-            f"{row['train_flops']:.2e}",
-            f"{row['images_seen']:,.0f}",
-            f"{row['passes']:.1f}",
-            f"{row['num_params']:,.0f}",
-            f"{row['cpu_s']:,.0f}",
+            str(level.value),
+            str(level.n),
+            _mean_and_spread(level.val_mean, level.val_std),
+            _mean_and_spread(level.test_mean, level.test_std),
+            f"{level.train_flops:.2g}",
+            f"{level.images_seen:,.0f}",
+            f"{level.passes:.1f}",
+            f"{level.num_params:,}",
+            f"{level.cpu_s:,.0f}",
         ]
-        for row in level_summary(results.trials, factor).to_dict("records")
+        for level in levels(results.trials, factor)
     ]
     return headings, rows
-
-
-def summary_table(results: SweepResults) -> Table:
-    """The same for a terminal."""
-    headings, rows = summary_rows(results)
-    table = Table(box=None)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
     """A pipe table; cells are escaped, since trial errors may hold anything."""
 
     def line(cells: list[str]) -> str:
-        return "| " + " | ".join(html.escape(c, quote=False).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+        return (
+            "| " + " | ".join(html.escape(c, quote=False).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+        )
 
     return "\n".join([line(headings), "|" + " ---: |" * len(headings), *map(line, rows)])
 
@@ -119,13 +107,16 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-_ENVIRONMENT = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+_ENVIRONMENT = jinja2.Environment(
+    autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+)
 _PLAIN = jinja2.Environment(autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
 _PLAIN.globals["table"] = lambda pair: markdown_table(*pair)
 
 _READING = (
-    "± is the sample standard deviation over n seeds. Settings are chosen on the validation split; the test split is read "
-    "once, at the end, for the finalists (the best setting of each level). Single view, last evaluation, averaged weights."
+    "± is the sample standard deviation over n seeds. Settings are chosen on the validation split; the test split is "
+    "read once, at the end, for the finalists (the best setting of each level). Single view, last evaluation, averaged "
+    "weights."
 )
 
 _MARKDOWN = _PLAIN.from_string(
@@ -138,7 +129,8 @@ _MARKDOWN = _PLAIN.from_string(
 """
     + _READING
     + """
-Data: {{ dataset.name }}, {{ dataset.source }}: {{ dataset.train }} training, {{ dataset.val }} validation, {{ dataset.test }} test pictures.
+Data: {{ dataset.source }}: {{ dataset.train }} training, {{ dataset.val }} validation, {{ dataset.test }} test
+pictures.
 Trials: {{ counts }}. Cost: {{ cost }}.
 
 {% for caption, file in figures.items() %}
@@ -190,12 +182,15 @@ img { max-width: 100%; } .answer { font-size: 1.2rem; } code { background: #f3f3
 <p>"""
     + _READING
     + """</p>
-<p>Data: {{ dataset.name }}, {{ dataset.source }}: {{ dataset.train }} training, {{ dataset.val }} validation,
+<p>Data: {{ dataset.source }}: {{ dataset.train }} training, {{ dataset.val }} validation,
 {{ dataset.test }} test pictures. Trials: {{ counts }}. Cost: {{ cost }}.</p>
 {% for caption, file in figures.items() %}<h2>{{ caption }}</h2><img alt="{{ caption }}" src="{{ file }}">
 {% endfor %}
 {% if importance %}<p>Importance (fANOVA; misleading where trials are few or were stopped early):
-{% for name, share in importance %}{{ name }} {{ "%.0f%%" | format(100 * share) }}{{ ", " if not loop.last }}{% endfor %}</p>{% endif %}
+{% for name, share in importance %}
+{{ name }} {{ "%.0f%%" | format(100 * share) }}{{ ", " if not loop.last }}
+{% endfor %}
+</p>{% endif %}
 <h2>All trials</h2>
 {{ grid(trials) }}
 <h2>How it was run</h2>

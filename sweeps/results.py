@@ -15,7 +15,16 @@ TRIALS_FILE, EPOCHS_FILE, SWEEP_FILE = "trials.parquet", "epochs.parquet", "swee
 # Columns that differ between two runs of the same sweep; all others are reproduced number by number.
 RUN_SPECIFIC_COLUMNS = ("wall_s", "cpu_s", "attempt", "checkpoint", "trial_id")
 
-_TRIAL_METRICS = ("val_accuracy", "val_loss", "train_loss", "train_flops", "images_seen", "passes", "epoch", "num_params")
+_TRIAL_METRICS = (
+    "val_accuracy",
+    "val_loss",
+    "train_loss",
+    "train_flops",
+    "images_seen",
+    "passes",
+    "epoch",
+    "num_params",
+)
 
 
 class ResultsError(ValueError):
@@ -61,7 +70,9 @@ def load(path: str | os.PathLike[str]) -> SweepResults:
             sweep=json.loads((folder / SWEEP_FILE).read_text()),
         )
     except FileNotFoundError as error:
-        raise ResultsError(f"{folder} has no {Path(error.filename).name}: not the folder of a sweep that ended") from error
+        raise ResultsError(
+            f"{folder} has no {Path(error.filename).name}: not the folder of a sweep that ended"
+        ) from error
     except (OSError, ValueError) as error:
         raise ResultsError(f"{folder} is damaged: {error}") from error
 
@@ -103,7 +114,7 @@ def to_frames(records: Iterable[TrialRecord]) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def finalists(trials: pd.DataFrame, factor: str) -> pd.Index:
-    """Rows whose test accuracy is measured: for each level of the factor, the setting best in validation, all its seeds.
+    """Rows whose test accuracy is measured: for each level of the factor, its best setting in validation, all seeds.
 
     Settings are ranked by mean validation accuracy over their completed seeds; one with a failed seed can win only if
     no setting of its level is whole.
@@ -118,27 +129,46 @@ def finalists(trials: pd.DataFrame, factor: str) -> pd.Index:
     return pd.Index(chosen["index"])
 
 
-def level_summary(trials: pd.DataFrame, factor: str) -> pd.DataFrame:
-    """A row a level of the factor, over its finalists: n, mean and sample standard deviation, cost. Best test first."""
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A level of the factor, over the `n` trials of its finalist: means, and sample standard deviations (NaN if n=1).
+
+    Accuracies are in [0, 1]; times in seconds a trial.
+    """
+
+    value: Any
+    n: int
+    val_mean: float
+    val_std: float
+    test_mean: float
+    test_std: float
+    train_flops: float
+    images_seen: float
+    passes: float
+    num_params: int
+    wall_s: float
+    cpu_s: float
+
+
+def levels(trials: pd.DataFrame, factor: str) -> list[Level]:
+    """The levels that have a finalist, best mean validation accuracy first."""
     chosen = trials.loc[finalists(trials, factor)]
-    grouped = chosen.groupby(f"config/{factor}", sort=False)
-    summary = grouped.agg(
-        n=("seed", "size"),
-        val_mean=("val_accuracy", "mean"),
-        val_std=("val_accuracy", "std"),
-        test_mean=("test_accuracy", "mean"),
-        test_std=("test_accuracy", "std"),
-        train_flops=("train_flops", "mean"),
-        images_seen=("images_seen", "mean"),
-        passes=("passes", "mean"),
-        num_params=("num_params", "first"),
-        wall_s=("wall_s", "mean"),
-        cpu_s=("cpu_s", "mean"),
-    )
-    # Plain NumPy types: a row taken out of mixed ones would turn NaN (one seed, no spread) into NA.
-    summary = summary.astype({c: "int64" if c in ("n", "num_params") else "float64" for c in summary.columns})
-    summary = summary.rename_axis(factor).reset_index()
-    return summary.sort_values(["val_mean"], ascending=False, ignore_index=True)
+    found = []
+    for value, rows in chosen.groupby(f"config/{factor}", sort=False):
+        mean = {name: float(rows[name].mean()) for name in ("train_flops", "images_seen", "passes", "wall_s", "cpu_s")}
+        found.append(
+            Level(
+                value=value,
+                n=len(rows),
+                val_mean=float(rows["val_accuracy"].mean()),
+                val_std=float(rows["val_accuracy"].std()),
+                test_mean=float(rows["test_accuracy"].mean()),
+                test_std=float(rows["test_accuracy"].std()),
+                num_params=int(rows["num_params"].iloc[0]),
+                **mean,
+            )
+        )
+    return sorted(found, key=lambda level: -level.val_mean)
 
 
 def write_frame(frame: pd.DataFrame, file: Path) -> None:
@@ -153,5 +183,5 @@ def write_json(content: Any, file: Path) -> None:
     with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}-", delete=False) as fresh:
         json.dump(content, fresh, indent=2, default=str)
         fresh.write("\n")
-    os.chmod(fresh.name, 0o644)
-    os.replace(fresh.name, file)
+    Path(fresh.name).chmod(0o644)
+    Path(fresh.name).replace(file)

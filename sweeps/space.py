@@ -47,9 +47,7 @@ def grid_points(space: Mapping[str, Choice], seeds: int) -> list[Point]:
     """Every combination of the choices with every seed; seeds innermost, so that each setting is soon complete."""
     names = list(space)
     combinations = itertools.product(*(space[name].values for name in names))
-    return [
-        dict(zip(names, values, strict=True)) | {"seed": seed} for values in combinations for seed in range(seeds)
-    ]
+    return [dict(zip(names, values, strict=True)) | {"seed": seed} for values in combinations for seed in range(seeds)]
 
 
 def random_points(space: Space, num_samples: int, seeds: int, rng_seed: int = 0) -> list[Point]:

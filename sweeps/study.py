@@ -42,9 +42,7 @@ class StudyWriter:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._known = dict(known)
         try:
-            self._study = optuna.create_study(
-                storage=url, study_name=name, direction="maximize", load_if_exists=True
-            )
+            self._study = optuna.create_study(storage=url, study_name=name, direction="maximize", load_if_exists=True)
             self._written = {trial.user_attrs.get("trial_id") for trial in self._study.get_trials(deepcopy=False)}
         except Exception as error:  # whatever the database driver raises
             raise UsageError(f"the study database {_without_password(url)} cannot be opened: {error}") from error

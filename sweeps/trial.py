@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import tempfile
 import traceback
 import warnings
@@ -110,7 +109,7 @@ def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> Non
         report(EpochReport(metrics=result.history[-1], history=result.history, save=result.save))
 
 
-def test_accuracy(checkpoint_folder: str, data: Dataset, num_threads: int) -> float:
+def measure_test_accuracy(checkpoint_folder: str, data: Dataset, num_threads: int) -> float:
     """Single-view accuracy of a trial's last checkpoint on the test split, in [0, 1]."""
     torch.set_num_threads(num_threads)
     with tempfile.TemporaryDirectory() as scratch:
@@ -149,7 +148,7 @@ def _saved_states(stage_folder: str, scratch: Path) -> list[Path]:
     trial = Path(tune.get_context().get_trial_dir()).name
     filesystem, root = _filesystem(stage_folder)
     selector = pyarrow.fs.FileSelector(f"{root}/{trial}", allow_not_found=True)
-    names = sorted((f.base_name for f in filesystem.get_file_info(selector) if f.base_name.startswith("checkpoint_")))
+    names = sorted(f.base_name for f in filesystem.get_file_info(selector) if f.base_name.startswith("checkpoint_"))
     local = []
     for name in reversed(names):
         copy = scratch / name
@@ -166,7 +165,7 @@ _LOCAL = pyarrow.fs.LocalFileSystem()
 def _filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if "://" in folder:
         return pyarrow.fs.FileSystem.from_uri(folder)
-    return _LOCAL, os.path.abspath(folder)
+    return _LOCAL, str(Path(folder).absolute())
 
 
 def _describe(error: Exception) -> str:

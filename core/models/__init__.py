@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from core.models.vit import ViTConfig, VisionTransformer, WastefulModelWarning
+from core.models.vit import VisionTransformer, ViTConfig, WastefulModelWarning
 
 __all__ = ["ModelConfig", "ViTConfig", "WastefulModelWarning", "build_model", "model_config", "model_kind"]
 

@@ -1,4 +1,4 @@
-"""The parts of a vision transformer, written out: attention, MLP, LayerScale, DropPath, and the pre-norm block of them."""
+"""The parts of a vision transformer, written out: attention, MLP, LayerScale, DropPath and the pre-norm block."""
 
 import torch
 from jaxtyping import Float
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al., 2017), as two matrix products and a softmax.
 
-    Written out rather than `scaled_dot_product_attention`: at the few hundred tokens of a small picture the products are
-    a small share of the step, and on the CPU the fused kernel's bfloat16 backward pass takes three times as long.
+    Written out rather than `scaled_dot_product_attention`: at the few hundred tokens of a small picture the products
+    are a small share of the step, and on the CPU the fused kernel's bfloat16 backward pass takes three times as long.
     """
 
     def __init__(self, embed_dim: int, num_heads: int) -> None:

@@ -1,0 +1,282 @@
+"""How fast is a training step, against timm's model trained the usual way and against what the machine can do?
+
+    python -m benchmarks.training
+    python -m benchmarks.training --rounds 3 --seconds 2 --batch-size 64 --output results/benchmarks/training.json
+
+Compared, on the same pictures and for a ViT of the same shape (the program checks that the parameters are as many):
+
+- ours: `core.train.train` itself, so with augmentation, bf16, torch.compile, gradient clip, AdamW, weight average.
+- usual: timm's VisionTransformer, eager float32, AdamW, fed by a DataLoader with worker processes and torchvision's
+  transforms on PIL pictures (crop with padding 4, flip, to tensor, normalise). No clip and no weight average.
+- tuned: the same with bf16 autocast and torch.compile. What is left between it and ours is data and model code.
+
+Every round runs the three for some seconds each, one after the other, and then large bf16 matrix products. Ratios are
+taken within a round, so that other work on the machine, which slows everything, mostly cancels. Compiling and warm-up
+are not timed. A target is met if the median over the rounds reaches it; minimum and maximum show how sure that is. The
+profile at the end says what the time goes to; it costs some speed and so is not part of any figure.
+"""
+
+import contextlib
+import cProfile
+import dataclasses
+import pstats
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from benchmarks.record import Verdict, conclude, spread
+from core.data import Dataset, ImageSet, subset
+from core.models import ViTConfig
+from core.readers import load_dataset
+from core.runtime import autocast, import_torchvision, resolve_device
+from core.train import Plan, TrainConfig, plan, train
+
+STEPS_A_CHUNK = 4
+_MATRIX_SIZES = (1024, 1536, 2048)
+_TARGETS = {"usual": 3.0, "tuned": 1.3}
+_TARGET_SHARE = 0.35
+
+# Parts of our step by file and function, as cProfile names them; what is left of `train_until` is the forward pass.
+_WHOLE = ("core/train.py", "train_until")
+_PARTS = {
+    "data and augmentation": ("core/train.py", "at"),
+    "backward": ("torch/_tensor.py", "backward"),
+    "gradient clip": ("torch/nn/utils/clip_grad.py", "clip_grad_norm_"),
+    "AdamW": ("torch/optim/adamw.py", "step"),
+    "weight average": ("torch/optim/swa_utils.py", "update_parameters"),
+}
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Flags of the benchmark."""
+
+    rounds: int = 5
+    """How many times all contenders take their turn."""
+    seconds: float = 4.0
+    """How long a turn is timed, at least."""
+    batch_size: int = 256
+    """Pictures a step, for all contenders."""
+    dataset: Literal["shapes", "cifar10", "cifar100"] = "shapes"
+    """The pictures; `shapes` is generated here."""
+    data_root: Path | None = None
+    """Folder with CIFAR."""
+    num_workers: int = 2
+    """Worker processes of the other contenders' DataLoader."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    output: Path | None = None
+    """Write a JSON record of all rounds here."""
+
+
+class Pictures(TorchDataset[tuple[Tensor, int]]):
+    """Pictures as torchvision's datasets give them: a PIL picture through a transform, one at a time."""
+
+    def __init__(self, images: ImageSet, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        from torchvision import transforms
+
+        self.images = images
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images.images[index])), int(self.images.labels[index])
+
+
+class TimmTraining:
+    """timm's ViT trained the usual way; `tuned` adds bf16 autocast and torch.compile, and nothing else."""
+
+    def __init__(self, settings: Settings, data: Dataset, device: torch.device, *, tuned: bool) -> None:
+        from timm.models.vision_transformer import VisionTransformer
+
+        shape = ViTConfig(num_classes=len(data.class_names))
+        model = VisionTransformer(
+            img_size=shape.image_size,
+            patch_size=shape.patch_size,
+            embed_dim=shape.embed_dim,
+            depth=shape.depth,
+            num_heads=shape.num_heads,
+            mlp_ratio=shape.mlp_ratio,
+            class_token=True,
+            init_values=shape.layer_scale,
+            num_classes=shape.num_classes,
+        ).to(device)
+        self.num_params = sum(p.numel() for p in model.parameters())
+        self.settings, self.device = settings, device
+        self.precision = "bf16" if tuned else "float32"
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+        self.model: nn.Module = torch.compile(model) if tuned else model  # pyright: ignore[reportAttributeAccessIssue]
+        self.pictures = Pictures(data.train, data.mean, data.std)
+
+    def images_per_second(self) -> float:
+        """Train for a turn. Worker processes live for the turn only, so that they do not work into another's."""
+        batches = self._batches()
+        # As many steps as batches are loaded ahead: what follows must not live on a head start.
+        for _ in range(1 + 2 * self.settings.num_workers):
+            self._step(*next(batches))
+        _wait_for(self.device)
+        started, num_images = time.perf_counter(), 0
+        while time.perf_counter() - started < self.settings.seconds:
+            self._step(*next(batches))
+            num_images += self.settings.batch_size
+        _wait_for(self.device)
+        elapsed = time.perf_counter() - started
+        batches.close()
+        return num_images / elapsed
+
+    def _batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
+        loader = DataLoader(
+            self.pictures,
+            self.settings.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=self.settings.num_workers,
+            persistent_workers=self.settings.num_workers > 0,
+            pin_memory=self.device.type == "cuda",
+        )
+        while True:
+            yield from loader
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
+        with autocast(self.device, self.precision):
+            loss = F.cross_entropy(self.model(images), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.device.type == "cpu":
+            loss.item()
+
+
+def bf16_rate(device: torch.device, seconds: float = 0.5) -> float:
+    """FLOP/s of bf16 matrix products, the best of a few sizes."""
+    best = 0.0
+    for size in _MATRIX_SIZES:
+        left, right = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+        left @ right
+        _wait_for(device)
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            left @ right
+            _wait_for(device)
+            count += 1
+        best = max(best, 2 * size**3 * count / (time.perf_counter() - started))
+    return best
+
+
+def run_rounds(settings: Settings, data: Dataset, planned: Plan, figures: dict[str, Any]) -> Iterator[None]:
+    """The script of the benchmark. Each `yield` lets our own training go on for `STEPS_A_CHUNK` steps."""
+    device = resolve_device(settings.device)
+    yield  # compiles
+    yield  # warm
+    others = {name: TimmTraining(settings, data, device, tuned=name == "tuned") for name in ("usual", "tuned")}
+    if {other.num_params for other in others.values()} != {planned.num_params}:
+        raise RuntimeError(f"the models differ: ours has {planned.num_params} parameters, timm's {others}")
+    for number in range(settings.rounds):
+        started, num_images = time.perf_counter(), 0
+        while time.perf_counter() - started < settings.seconds:
+            yield
+            num_images += STEPS_A_CHUNK * settings.batch_size
+        row = {"ours": num_images / (time.perf_counter() - started)}
+        row |= {name: other.images_per_second() for name, other in others.items()}
+        rate = bf16_rate(device)
+        row |= {"bf16_flops_per_s": rate, "share_of_rate": row["ours"] * planned.flops_per_image / rate}
+        figures["rounds"].append(row)
+        speeds = ", ".join(f"{name} {row[name]:,.0f}" for name in ("ours", *others))
+        print(f"round {number + 1}: {speeds} images/s; bf16 products {rate / 1e12:.2f} TFLOP/s", flush=True)
+    python = cProfile.Profile()
+    python.enable()
+    yield
+    python.disable()
+    figures["shares"] = _shares_of_parts(pstats.Stats(python))
+    if device.type == "cpu":
+        with profile(activities=[ProfilerActivity.CPU]) as operators:
+            yield
+        times = {event.key: event.self_cpu_time_total for event in operators.key_averages()}
+        figures["share_of_matrix_products"] = sum(times.get(key, 0) for key in _PRODUCTS) / sum(times.values())
+
+
+def _shares_of_parts(stats: pstats.Stats) -> dict[str, float]:
+    """Share of the time of `train_until` that each part takes, callees included."""
+    found: dict[tuple[str, str], float] = {}
+    for (file, _, function), (_, _, _, cumulative, _) in stats.stats.items():  # pyright: ignore[reportAttributeAccessIssue]
+        for place in (_WHOLE, *_PARTS.values()):
+            if file.endswith(place[0]) and function == place[1]:
+                found[place] = found.get(place, 0.0) + cumulative
+    shares = {part: found[place] / found[_WHOLE] for part, place in _PARTS.items()}
+    return {"forward": 1 - sum(shares.values()), **shares}
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main(settings: Settings) -> None:
+    """Run all rounds and print the verdicts."""
+    import_torchvision()
+    data = load_dataset(settings.dataset, settings.data_root)
+    config = TrainConfig(
+        model=ViTConfig(num_classes=len(data.class_names)),
+        images=10_000 * STEPS_A_CHUNK * settings.batch_size,
+        reports=10_000,
+        batch_size=settings.batch_size,
+        compile=True,
+        device=settings.device,
+    )
+    planned = plan(config, len(data.train))
+    figures: dict[str, Any] = {"flops_per_image": planned.flops_per_image, "rounds": []}
+    script = run_rounds(settings, data, planned, figures)
+    # Training evaluates whenever it reports, which is when the script goes on: one picture makes that next to nothing.
+    with contextlib.suppress(StopIteration):
+        train(config, dataclasses.replace(data, val=subset(data.val, 1)), lambda _: next(script))
+
+    rounds = figures["rounds"]
+    print(f"\nimages/s, median (minimum to maximum) of {len(rounds)} rounds, batch size {settings.batch_size}:")
+    for name in ("ours", *_TARGETS):
+        print(f"  {name:6} {spread([row[name] for row in rounds]).text(',.0f')}")
+    ratios = {name: spread([row["ours"] / row[name] for row in rounds]) for name in _TARGETS}
+    share = spread([row["share_of_rate"] for row in rounds])
+    for name, ratio in ratios.items():
+        print(f"  ours / {name}: {ratio.text()}")
+    print(f"  share of the machine's bf16 matrix-product rate: {share.text('.1%')}")
+    print("where our step's time goes:", ", ".join(f"{part} {part_share:.0%}" for part, part_share in figures["shares"].items()))
+    if "share_of_matrix_products" in figures:
+        products = figures["share_of_matrix_products"]
+        print(
+            f"matrix products take {products:.0%} of it, so they run at {share.median / products:.0%} of the rate of "
+            "large ones; the rest is element-wise work, normalisation, softmax, casts and copies"
+        )
+    verdicts = [
+        Verdict(claim=f"images/s, ours over {name}", measured=ratios[name].median, target=target, unit="x")
+        for name, target in _TARGETS.items()
+    ]
+    verdicts.append(
+        Verdict(claim="share of the bf16 rate", measured=100 * share.median, target=100 * _TARGET_SHARE, unit="%")
+    )
+    conclude("training", settings, figures, verdicts, settings.output)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,0 +1,115 @@
+"""Pictures from untrusted bytes: decoded within limits, upright, RGB."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# Each is decoded by code that is fuzzed upstream; Pillow's rarer formats are not worth their risk.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+# What Pillow's decoders are known to raise on damaged bytes, beside the OSError that they document.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    zlib.error,
+)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(ValueError):
+    """The bytes are not a picture that can be used; the message is a sentence for whoever sent them."""
+
+
+class PictureTooLargeError(PictureError):
+    """The picture has more pixels than are allowed."""
+
+
+def decode(data: bytes, *, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture as a person sees it: EXIF orientation applied, first frame, transparency laid over white.
+
+    Sixteen-bit pictures keep their upper eight bits; CMYK is converted without a colour profile.
+
+    Args:
+        max_pixels: width times height at most, compared with the file's header before any pixel is decoded.
+
+    Raises:
+        PictureTooLargeError: there are more pixels than that.
+        PictureError: the bytes are empty, damaged, cut short, or of a format not in `FORMATS`.
+    """
+    if not data:
+        raise PictureError("The picture is empty.")
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as picture:
+            _check_size(picture, max_pixels)
+            picture.load()
+            return np.array(_to_rgb(_upright(picture)))
+    except PictureError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureTooLargeError(f"The picture has more than {max_pixels:,} pixels.") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(f"The bytes are not a picture in a known format ({', '.join(FORMATS)}).") from error
+    except _DECODER_ERRORS as error:
+        raise PictureError("The picture is damaged or cut short.") from error
+
+
+def resize(image: UInt8[np.ndarray, "height width 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
+    """Scale to a square, bicubic and antialiased; other proportions are stretched, so that nothing is cut off.
+
+    Raises:
+        PictureError: the array is not uint8 `[height, width, 3]`.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise PictureError(f"A picture must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}.")
+    if image.shape[:2] == (side, side):
+        return image
+    return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def _check_size(picture: Image.Image, max_pixels: int) -> None:
+    if picture.width * picture.height > max_pixels:
+        raise PictureTooLargeError(
+            f"The picture has {picture.width} x {picture.height} pixels; at most {max_pixels:,} are allowed."
+        )
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also writes the EXIF block anew, which fails on blocks that are merely untidy.
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except _DECODER_ERRORS:
+        return picture  # a photograph with a broken EXIF block is still a photograph
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return picture if method is None else picture.transpose(method)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16-bit grey; convert() would clip it at 255
+        upper_bits = np.asarray(picture).astype(np.uint32) >> 8
+        return Image.fromarray(upper_bits.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        paper = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(paper, layer).convert("RGB")
+    return picture.convert("RGB")

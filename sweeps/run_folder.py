@@ -1,0 +1,186 @@
+"""The folder of one run of a sweep: made, found again, and filled with frames, record, winner and report."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from core.data import Dataset
+from core.runtime import describe_machine, source_commit
+from sweeps.flags import Flags, UsageError, command_line
+from sweeps.question import Resolved, Sweep, with_defaults
+from sweeps.results import EPOCHS_FILE, SWEEP_FILE, TRIALS_FILE, write_frame, write_json
+from sweeps.trial import copy_checkpoint, upload
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """One run: its folder `STORAGE/SWEEP/NAME`, its flags with all defaults filled in, and its record `sweep.json`.
+
+    Where STORAGE is a URI the trials are kept under it and the folder itself under `results/`; `publish` copies the
+    rest there as well.
+    """
+
+    path: Path
+    flags: Flags
+    record: dict[str, Any]
+
+    @property
+    def storage(self) -> str:
+        """Where Tune keeps the trials: this folder's absolute path, or its twin under a URI."""
+        if _is_uri(self.flags.storage):
+            return f"{self.flags.storage.rstrip('/')}/{self.record['sweep']}/{self.path.name}"
+        return str(self.path.resolve())
+
+    @property
+    def best(self) -> Path:
+        """The winner's checkpoint folder."""
+        return self.path / "best"
+
+    def open(self, sweep: Sweep, resolved: Resolved, data: Dataset) -> None:
+        """Write what is known before the first trial, and point `latest` here."""
+        self.record.update(
+            base=resolved.base,
+            factor=sweep.factor,
+            space={name: dataclasses.asdict(domain) for name, domain in resolved.space.items()},
+            dataset={
+                "name": data.name,
+                "source": data.source,
+                "train": len(data.train),
+                "val": len(data.val),
+                "test": len(data.test),
+                "classes": list(data.class_names),
+            },
+            machine=describe_machine(),
+            commit=source_commit(),
+        )
+        self._write_record("running")
+        latest = self.path.parent / "latest"
+        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".latest-") as fresh:
+            (Path(fresh) / "latest").symlink_to(self.path.name)
+            (Path(fresh) / "latest").replace(latest)
+
+    def write(self, trials: pd.DataFrame, epochs: pd.DataFrame, status: str) -> None:
+        """Replace the frames and the record; `status` is running, interrupted, completed or completed with failures."""
+        write_frame(trials, self.path / TRIALS_FILE)
+        write_frame(epochs, self.path / EPOCHS_FILE)
+        self._write_record(status)
+
+    def keep_best(self, winner: Mapping[str, Any]) -> None:
+        """Copy the winner's checkpoint to `best/`."""
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".best-") as fresh:
+            copy_checkpoint(
+                f"{self.storage}/{winner['checkpoint']}", Path(fresh) / "best", float(winner["test_accuracy"])
+            )
+            shutil.rmtree(self.best, ignore_errors=True)
+            (Path(fresh) / "best").rename(self.best)
+
+    def publish(self) -> None:
+        """Copy frames, reports, figures and winner beside the trials where those are kept under a URI."""
+        if _is_uri(self.flags.storage):
+            upload(self.path, self.storage)
+
+    def check_free_space(self, num_trials: int, num_params: int) -> None:
+        """Refuse to start what cannot be kept.
+
+        Raises:
+            UsageError: the disk is too full for the trials' checkpoints.
+        """
+        # float32 weights, their average, AdamW's two moments and the served copy; two checkpoints a trial.
+        needed = num_trials * num_params * 4 * 5 * 2
+        free = shutil.disk_usage(self.path).free
+        if needed > free:
+            raise UsageError(
+                f"the checkpoints of {num_trials} trials need about {needed / 2**20:,.0f} MiB and {self.path} has "
+                f"{free / 2**20:,.0f} MiB free; make room or name another --storage"
+            )
+
+    def discard(self) -> None:
+        """Remove the folder of a run that did not start."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _write_record(self, status: str) -> None:
+        self.record["status"] = status
+        if status.startswith("completed"):
+            self.record["finished"] = _now()
+        write_json(self.record, self.path / SWEEP_FILE)
+
+
+def start(sweep: Sweep, flags: Flags) -> RunFolder:
+    """Make the folder of a new run.
+
+    Raises:
+        UsageError: it exists, or cannot be written.
+    """
+    name = flags.name or datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    path = _local_root(flags.storage) / sweep.name / name
+    if path.exists():
+        raise UsageError(f"{path} exists; go on with it by --resume {path}, or choose another --name")
+    try:
+        path.mkdir(parents=True)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b"0" * 4096)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        raise UsageError(f"results cannot be written to {path}: {error.strerror}; see --storage") from error
+    flags = dataclasses.replace(with_defaults(flags, sweep), name=name)
+    record = {
+        "sweep": sweep.name,
+        "question": sweep.question,
+        "command": command_line(),
+        "started": _now(),
+        "flags": dataclasses.asdict(flags),
+    }
+    return RunFolder(path=path, flags=flags, record=record)
+
+
+def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
+    """Find the run that `--resume` names. What it computes stays as it was; where it runs may change.
+
+    Raises:
+        UsageError: there is none, or it is of another sweep.
+    """
+    path = _find(sweep, flags)
+    try:
+        record = json.loads((path / SWEEP_FILE).read_text())
+        kept, of = record["flags"], record["sweep"]
+    except OSError as error:
+        raise UsageError(f"{path} is not the folder of a sweep: it has no {SWEEP_FILE}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path / SWEEP_FILE} is damaged: {error}") from error
+    if of != sweep.name:
+        raise UsageError(f"{path} is a run of sweeps/{of}.py, not of {sweep.name}.py")
+    places = {name: getattr(flags, name) for name in ("address", "data_root") if getattr(flags, name)}
+    resumed = Flags(**{**kept, **places, "set": tuple(kept["set"])})
+    return RunFolder(path=path, flags=resumed, record=record)
+
+
+def _find(sweep: Sweep, flags: Flags) -> Path:
+    path = Path(str(flags.resume)).expanduser()
+    if flags.resume == "latest":
+        path = _local_root(flags.storage) / sweep.name / "latest"
+    if not path.is_dir():
+        raise UsageError(f"there is nothing to resume: {path} is not a folder")
+    # The run's own name reads better in messages, and stays right when `latest` moves on.
+    return path.parent / path.resolve().name if path.is_symlink() else path
+
+
+def _local_root(storage: str) -> Path:
+    return Path("results" if _is_uri(storage) else storage).expanduser()
+
+
+def _is_uri(storage: str) -> bool:
+    return "://" in storage
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,40 @@
+"""Shapes and types of `core` are checked at run time in tests; Ray is started bare and quiet."""
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("core", "typechecker.checked")
+
+os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
+os.environ.pop("RAY_ADDRESS", None)
+
+from core.data import Dataset, ImageSet, make_dataset
+from core.runtime import import_torchvision
+from core.shapes import CLASS_NAMES, generate
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import_torchvision()  # before anything else imports it: see its docstring
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test run's own."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("PATCHWORK_CACHE", str(folder))
+    return folder
+
+
+def image_set(num_images: int, seed: int) -> ImageSet:
+    images, labels = generate(num_images, seed)
+    return ImageSet(images=images, labels=labels, class_names=CLASS_NAMES)
+
+
+@pytest.fixture(scope="session")
+def shapes() -> Dataset:
+    """A few generated pictures: 360 for training, 40 for validation, 100 for testing."""
+    return make_dataset(name="shapes", source="generated", train=image_set(400, 0), test=image_set(100, 1))

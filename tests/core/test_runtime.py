@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from core.runtime import describe_machine, import_torchvision, resolve_device, source_commit
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")
+def test_a_missing_gpu_is_named() -> None:
+    with pytest.raises(ValueError, match="device='cuda', but PyTorch sees no CUDA device"):
+        resolve_device("cuda")
+
+
+def test_the_machine_is_described() -> None:
+    machine = describe_machine()
+    assert machine["cpu"]
+    assert machine["versions"]["torch"] == torch.__version__
+    commit = source_commit()
+    assert commit is None or len(commit.removesuffix("+dirty")) == 12
+
+
+def test_torchvisions_python_parts_import() -> None:
+    assert import_torchvision().datasets.CIFAR10

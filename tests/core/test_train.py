@@ -1,0 +1,208 @@
+import dataclasses
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core import checkpoint
+from core.data import Dataset, ImageSet, make_dataset
+from core.evaluate import evaluate
+from core.models import ViTConfig
+from core.train import EpochReport, NonFiniteLossError, ResumeError, TrainConfig, plan, train
+
+MODEL = ViTConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2, drop_path_rate=0.2)
+
+
+def config(**fields: Any) -> TrainConfig:
+    given = {"model": MODEL, "epochs": 3, "batch_size": 50, "compile": False, **fields}
+    return TrainConfig(**given)
+
+
+def weights(result: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("wall_s", "cpu_s", "attempt")} for row in history]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(shapes: Dataset) -> None:
+    first, second, other = train(config(), shapes), train(config(), shapes), train(config(seed=1), shapes)
+    assert same(weights(first), weights(second))
+    assert without_times(first.history) == without_times(second.history)
+    assert not same(weights(first), weights(other))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"schedule": "trapezoid", "reports": 4}, {"precision": "float32", "ema_decay": 0.0}]
+)
+def test_resumed_after_any_epoch_the_weights_are_bit_identical(
+    shapes: Dataset, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    whole = train(config(**fields), shapes, lambda epoch: epoch.save(tmp_path / str(epoch.metrics["epoch"])))
+    for epoch in range(1, len(whole.history)):
+        torch.manual_seed(epoch)  # whatever the process drew before must not matter
+        resumed = train(config(**fields), shapes, resume_from=tmp_path / str(epoch))
+        assert same(weights(whole), weights(resumed))
+        assert without_times(whole.history) == without_times(resumed.history)
+        assert [row["attempt"] for row in resumed.history] == [1] * epoch + [2] * (len(whole.history) - epoch)
+
+
+def test_compiled_training_resumes_bit_identically_too(tmp_path: Path) -> None:
+    """In a process of its own: the run-time type checks of the tests cannot be compiled."""
+    script = """
+        import sys, torch
+        from pathlib import Path
+        from core.data import ImageSet, make_dataset
+        from core.models import ViTConfig
+        from core.shapes import CLASS_NAMES, generate
+        from core.train import TrainConfig, train
+        torch.set_num_threads(1)
+        def images(n, seed):
+            pixels, labels = generate(n, seed)
+            return ImageSet(images=pixels, labels=labels, class_names=CLASS_NAMES)
+        data = make_dataset(name="shapes", source="generated", train=images(200, 0), test=images(50, 1))
+        model = ViTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, drop_path_rate=0.2)
+        config = TrainConfig(model=model, epochs=2, batch_size=60, compile=True)
+        saved = Path(sys.argv[1])
+        whole = train(config, data, lambda e: e.save(saved) if e.metrics["epoch"] == 1 else None)
+        resumed = train(config, data, resume_from=saved)
+        pairs = zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        eager = train(TrainConfig(model=model, epochs=2, batch_size=60, compile=False), data)
+        assert abs(eager.history[-1]["train_loss"] - whole.history[-1]["train_loss"]) < 0.01
+    """
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "saved")], cwd=root, check=True)
+
+
+def test_the_callers_random_state_is_left_alone(shapes: Dataset) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    train(config(epochs=1), shapes)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_it_learns(shapes: Dataset) -> None:
+    """Overfits 60 pictures: loss, gradient, optimiser and average all work together."""
+    few = shapes.train.take(np.arange(60))
+    data = dataclasses.replace(shapes, train=few, val=few)
+    model = ViTConfig(patch_size=4, embed_dim=48, depth=2, num_heads=3)
+    result = train(
+        config(model=model, epochs=60, reports=2, batch_size=30, crop_padding=0, flip=False, label_smoothing=0.0), data
+    )
+    assert result.history[-1]["val_accuracy"] > 0.95
+    assert result.history[-1]["train_loss"] < 0.5 < result.history[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "images"),
+    [({"epochs": 3}, 1080), ({"images": 500, "epochs": None}, 500), ({"flops": 1e8, "epochs": None}, None)],
+)
+def test_budgets_are_kept_to_a_batch(shapes: Dataset, budget: dict[str, Any], images: int | None) -> None:
+    result = train(config(**budget), shapes)
+    last = result.history[-1]
+    expected = images or 1e8 / plan(config(**budget), 360).flops_per_image
+    assert abs(last["images_seen"] - expected) <= 50
+    assert last["train_flops"] == pytest.approx(last["images_seen"] * plan(config(**budget), 360).flops_per_image)
+    assert last["progress"] == 1
+
+
+def test_reports_are_even_or_once_a_pass() -> None:
+    assert plan(config(epochs=3), 1000).report_steps == (20, 40, 60)
+    assert plan(config(epochs=2.5), 1000).report_steps == (20, 40, 50)
+    assert plan(config(epochs=3, reports=4), 1000).report_steps == (15, 30, 45, 60)
+    assert plan(config(epochs=0.1, reports=50), 1000).report_steps == (1, 2)
+
+
+def test_every_picture_is_seen_once_a_pass(shapes: Dataset) -> None:
+    from core.train import _Batches
+
+    numbered = ImageSet(
+        images=np.arange(70, dtype=np.uint8).repeat(48).reshape(70, 4, 4, 3),
+        labels=np.arange(70) % 2,
+        class_names=("a", "b"),
+    )
+    data = dataclasses.replace(shapes, train=numbered)
+    batches = _Batches(config(batch_size=30, crop_padding=1), data, torch.device("cpu"))
+    seen = torch.cat([batches.at(step)[0][:, 0, 0, 0] for step in range(7)])
+    for start in (0, 70, 140):
+        assert sorted(seen[start : start + 70].tolist()) == list(range(70))
+    assert seen[:70].tolist() != seen[70:140].tolist()
+
+
+def test_a_diverging_loss_stops_with_step_and_config(shapes: Dataset) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step \d+ of \d+ with TrainConfig\("):
+        train(config(learning_rate=1e30, clip_norm=1e30, epochs=20), shapes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"flops": 1e9}, "exactly one budget of flops, images and epochs, got"),
+        ({"epochs": None}, "exactly one budget.*none"),
+        ({"epochs": float("inf")}, "epochs must be a positive finite number"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, trapezoid, got 'linear'"),
+        ({"precision": "fp8"}, "precision must be 'bf16' or 'float32'"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_wrong_fields_are_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**fields)
+
+
+def test_a_model_of_another_shape_is_refused_before_training(shapes: Dataset) -> None:
+    with pytest.raises(ValueError, match="takes 16x16 pictures with 3 channels, shapes has 32x32"):
+        train(config(model=ViTConfig(image_size=16, patch_size=4)), shapes)
+    with pytest.raises(ValueError, match="the model has 7 classes, shapes has 10"):
+        train(config(model=dataclasses.replace(MODEL, num_classes=7)), shapes)
+
+
+def test_resuming_under_another_config_or_from_nothing_is_refused(shapes: Dataset, tmp_path: Path) -> None:
+    train(config(epochs=1), shapes, lambda epoch: epoch.save(tmp_path / "saved"))
+    with pytest.raises(ResumeError, match=r"another configuration .*learning_rate: 0\.002 there, 0\.001 here"):
+        train(config(epochs=1, learning_rate=1e-3), shapes, resume_from=tmp_path / "saved")
+    with pytest.raises(ResumeError, match=r"has no train_state\.pt"):
+        train(config(epochs=1), shapes, resume_from=tmp_path)
+    state = tmp_path / "saved" / "train_state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ResumeError, match="cannot be read"):
+        train(config(epochs=1), shapes, resume_from=tmp_path / "saved")
+
+
+def test_the_saved_folder_is_a_checkpoint_of_what_was_evaluated(shapes: Dataset, tmp_path: Path) -> None:
+    reports: list[EpochReport] = []
+    result = train(config(epochs=2), shapes, reports.append)
+    result.save(tmp_path)
+    loaded = checkpoint.load(tmp_path)
+    scores = evaluate(loaded.model, shapes.val, loaded.mean, loaded.std)
+    assert scores["accuracy"] == result.history[-1]["val_accuracy"] == loaded.metrics["val_accuracy"]
+    assert loaded.class_names == shapes.class_names
+    assert [report.metrics for report in reports] == result.history
+
+
+def test_read_only_pictures_can_be_trained_on(shapes: Dataset) -> None:
+    """Ray's object store hands out read-only arrays; a copy for every trial would defeat it."""
+    images = shapes.train.images.copy()
+    images.flags.writeable = False
+    frozen = dataclasses.replace(shapes, train=dataclasses.replace(shapes.train, images=images))
+    assert train(config(epochs=1), frozen).history[-1]["val_accuracy"] >= 0
+
+
+def test_sets_smaller_than_a_batch_are_trained_on(shapes: Dataset) -> None:
+    tiny = make_dataset(name="tiny", source="generated", train=shapes.train.take(np.arange(60)), test=shapes.test)
+    result = train(config(epochs=4, batch_size=128), tiny)
+    assert result.history[-1]["images_seen"] % 128 == 0
