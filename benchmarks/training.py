@@ -53,7 +53,7 @@ _PARTS = {
     "data and augmentation": ("core/train.py", "at"),
     "backward": ("torch/_tensor.py", "backward"),
     "gradient clip": ("torch/nn/utils/clip_grad.py", "clip_grad_norm_"),
-    "AdamW": ("torch/optim/adamw.py", "step"),
+    "AdamW": ("torch/optim/adam.py", "step"),
     "weight average": ("torch/optim/swa_utils.py", "update_parameters"),
 }
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
@@ -75,6 +75,8 @@ class Settings:
     """Folder with CIFAR."""
     num_workers: int = 2
     """Worker processes of the other contenders' DataLoader."""
+    threads: int | None = None
+    """Threads of PyTorch, for all contenders, such as the 1 that a trial of a sweep has; None for all cores."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     output: Path | None = None
@@ -101,7 +103,8 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images.images[index])), int(self.images.labels[index])
+        image: Any = self.transform(Image.fromarray(self.images.images[index]))
+        return image, int(self.images.labels[index])
 
 
 class TimmTraining:
@@ -132,9 +135,10 @@ class TimmTraining:
     def images_per_second(self) -> float:
         """Train for a turn. Worker processes live for the turn only, so that they do not work into another's."""
         batches = self._batches()
-        # As many steps as batches are loaded ahead: what follows must not live on a head start.
-        for _ in range(1 + 2 * self.settings.num_workers):
-            self._step(*next(batches))
+        # What the workers loaded ahead, two batches each, is thrown away: it would be a head start.
+        for _ in range(2 * self.settings.num_workers):
+            next(batches)
+        self._step(*next(batches))
         _wait_for(self.device)
         started, num_images = time.perf_counter(), 0
         while time.perf_counter() - started < self.settings.seconds:
@@ -174,11 +178,11 @@ def bf16_rate(device: torch.device, seconds: float = 0.5) -> float:
     best = 0.0
     for size in _MATRIX_SIZES:
         left, right = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
-        left @ right
+        torch.mm(left, right)
         _wait_for(device)
         started, count = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:
-            left @ right
+            torch.mm(left, right)
             _wait_for(device)
             count += 1
         best = max(best, 2 * size**3 * count / (time.perf_counter() - started))
@@ -236,6 +240,8 @@ def _wait_for(device: torch.device) -> None:
 def main(settings: Settings) -> None:
     """Run all rounds and print the verdicts."""
     import_torchvision()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     data = load_dataset(settings.dataset, settings.data_root)
     config = TrainConfig(
         model=ViTConfig(num_classes=len(data.class_names)),
@@ -261,7 +267,10 @@ def main(settings: Settings) -> None:
     for name, ratio in ratios.items():
         print(f"  ours / {name}: {ratio.text()}")
     print(f"  share of the machine's bf16 matrix-product rate: {share.text('.1%')}")
-    print("where our step's time goes:", ", ".join(f"{part} {part_share:.0%}" for part, part_share in figures["shares"].items()))
+    print(
+        "where our step's time goes:",
+        ", ".join(f"{part} {part_share:.0%}" for part, part_share in figures["shares"].items()),
+    )
     if "share_of_matrix_products" in figures:
         products = figures["share_of_matrix_products"]
         print(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from core.models import ModelConfig, build_model, model_config, model_kind
+from core.models import ModelConfig, WastefulModelWarning, build_model, model_config, model_kind
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -84,7 +85,7 @@ def load(folder: Path) -> Checkpoint:
             )
         fields = model_config(config["model"], config["model_config"])
         checkpoint = Checkpoint(
-            model=build_model(fields).eval(),
+            model=_build_quietly(fields).eval(),
             model_config=fields,
             class_names=tuple(config["class_names"]),
             mean=tuple(config["normalisation"]["mean"]),
@@ -106,6 +107,13 @@ def load(folder: Path) -> Checkpoint:
         )
     _load_weights(checkpoint.model, folder / WEIGHTS_FILE)
     return checkpoint
+
+
+def _build_quietly(fields: ModelConfig) -> nn.Module:
+    with warnings.catch_warnings():
+        # Whoever trained it has been warned; who uses it cannot change it.
+        warnings.simplefilter("ignore", WastefulModelWarning)
+        return build_model(fields)
 
 
 def _load_weights(model: nn.Module, file: Path) -> None:

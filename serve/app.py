@@ -28,10 +28,10 @@ def build(settings: Settings) -> Application:
     try:
         checkpoint = load(settings.classifier)
     except CheckpointError as error:
-        raise StartError(f"classifier={settings.classifier}: {error}") from error
+        raise StartError(f"classifier: {error}") from error
     if checkpoint.model_config.in_channels != 3:
         channels = checkpoint.model_config.in_channels
-        raise StartError(f"classifier={settings.classifier}: the model takes {channels} channels, pictures are RGB")
+        raise StartError(f"classifier: the model in {settings.classifier} takes {channels} channels, pictures are RGB")
     if settings.device == "auto":
         settings = settings.model_copy(update={"device": resolve_device("auto").type})
 

@@ -33,7 +33,7 @@ def model_card(folder: Path, checkpoint: Checkpoint, device: str) -> ModelCard:
     )
 
 
-@serve.deployment
+@serve.deployment()
 class Classifier:
     """One replica: loads the checkpoint, runs it once, then answers.
 
@@ -50,10 +50,9 @@ class Classifier:
         self._std = torch.tensor(checkpoint.std, device=self._device)
         self._card = model_card(settings.classifier, checkpoint, str(self._device))
         self._name = ModelName(name=self._card.name, revision=self._card.revision)
-        # `Any`: `serve.batch` turns lists in and out into one item in and out, which type checkers do not see.
-        self._batched: Any = self._classify_batch
-        self._batched.set_max_batch_size(settings.max_batch_size)
-        self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
+        batched: Any = self._classify_batch  # type checkers do not see what `serve.batch` adds
+        batched.set_max_batch_size(settings.max_batch_size)
+        batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
         self._run_once()
 
     async def card(self) -> ModelCard:
@@ -65,25 +64,25 @@ class Classifier:
 
         An error of this picture is returned, not raised: raised, it would reach the caller wrapped with a traceback.
         """
-        return await self._batched(image, top_k)
+        return await self._classify_batch((image, top_k))
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
         await asyncio.to_thread(self._run_once)
 
-    @serve.batch
-    async def _classify_batch(self, images: list[np.ndarray], top_ks: list[int]) -> list[Classification | PictureError]:
+    @serve.batch()
+    async def _classify_batch(self, requests: list[tuple[np.ndarray, int]]) -> list[Classification | PictureError]:
         # In a thread, so that the next batch can gather, and a health check be answered, while the model runs.
-        return await asyncio.to_thread(self._classify_all, images, top_ks)
+        return await asyncio.to_thread(self._classify_all, requests)
 
-    def _classify_all(self, images: list[np.ndarray], top_ks: list[int]) -> list[Classification | PictureError]:
+    def _classify_all(self, requests: list[tuple[np.ndarray, int]]) -> list[Classification | PictureError]:
         # One picture that does not fit must not fail those that happen to share its batch.
-        fitted = [self._fit(image) for image in images]
+        fitted = [self._fit(image) for image, _ in requests]
         usable = [image for image in fitted if not isinstance(image, PictureError)]
         scores = iter(self._scores(np.stack(usable)) if usable else ())
         return [
             image if isinstance(image, PictureError) else self._classification(next(scores), top_k)
-            for image, top_k in zip(fitted, top_ks, strict=True)
+            for image, (_, top_k) in zip(fitted, requests, strict=True)
         ]
 
     def _fit(self, image: np.ndarray) -> np.ndarray | PictureError:

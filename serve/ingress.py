@@ -1,4 +1,4 @@
-"""The HTTP side: routes, limits, errors. Holds pictures and JSON, never a tensor: models are behind `ClassifierPort`."""
+"""The HTTP side: routes, limits, errors. Pictures and JSON, never a tensor: the model is behind `ClassifierPort`."""
 
 import asyncio
 import warnings
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from serve import images, problems
 from serve.body_limit import BodyLimit
@@ -163,7 +163,7 @@ class _RemoteClassifier:
         return outcome
 
 
-async def _answer(response: DeploymentResponse) -> Any:
+async def _answer(response: Any) -> Any:
     try:
         return await response
     except asyncio.CancelledError:
@@ -176,7 +176,7 @@ async def _answer(response: DeploymentResponse) -> Any:
         raise Problem(problems.UNAVAILABLE, "The classifier is being restarted; try again shortly.") from error
 
 
-@serve.deployment
+@serve.deployment()
 @serve.ingress()
 class Ingress:
     """The deployment that requests reach first; Serve calls the method below once a replica."""

@@ -48,6 +48,11 @@ class Observer(tune.Callback):
         if self._changed and time.monotonic() - self._written_at > _SECONDS_BETWEEN_WRITES:
             self._write()
 
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._changed = True
+
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._changed = True
 

@@ -112,7 +112,7 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
 
 
 def plans_by_level(sweep: Sweep, resolved: Resolved, data: Dataset) -> dict[Any, Plan | None]:
-    """The cost of the first setting of each level; None where it cannot be built, which will be a failed row.
+    """The cost of each level, by its first setting that can be built; None where none can: those will be failed rows.
 
     Raises:
         UsageError: no level can be built, so that not one trial would train.
@@ -121,7 +121,7 @@ def plans_by_level(sweep: Sweep, resolved: Resolved, data: Dataset) -> dict[Any,
     problem: Exception | None = None
     for point in resolved.points:
         level = point[sweep.factor]
-        if level in plans:
+        if plans.get(level):
             continue
         try:
             with warnings.catch_warnings():

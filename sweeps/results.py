@@ -62,6 +62,11 @@ def load(path: str | os.PathLike[str]) -> SweepResults:
     folder = Path(path)
     if not folder.is_dir():
         raise ResultsError(f"{folder} is not a folder")
+    for name in (TRIALS_FILE, EPOCHS_FILE, SWEEP_FILE):
+        if not (folder / name).is_file():
+            raise ResultsError(
+                f"{folder} has no {name}: it is not the folder of a sweep, or none of its trials has ended"
+            )
     try:
         return SweepResults(
             folder=folder,
@@ -69,10 +74,6 @@ def load(path: str | os.PathLike[str]) -> SweepResults:
             epochs=pd.read_parquet(folder / EPOCHS_FILE),
             sweep=json.loads((folder / SWEEP_FILE).read_text()),
         )
-    except FileNotFoundError as error:
-        raise ResultsError(
-            f"{folder} has no {Path(error.filename).name}: not the folder of a sweep that ended"
-        ) from error
     except (OSError, ValueError) as error:
         raise ResultsError(f"{folder} is damaged: {error}") from error
 

@@ -54,7 +54,7 @@ def main(sweep: Sweep, flags: Flags) -> int:
         run = run_folder.reopen(sweep, flags) if flags.resume else run_folder.start(sweep, flags)
         try:
             runner = Runner(sweep, run)
-        except UsageError:
+        except BaseException:
             if not flags.resume:
                 run.discard()
             raise

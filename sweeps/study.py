@@ -1,17 +1,23 @@
 """A sweep's trials as an Optuna study in a database, whatever searched them, so that optuna-dashboard can open it."""
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import OptunaError
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from sweeps.flags import UsageError
 from sweeps.results import TrialRecord
 from sweeps.space import Choice, Domain, Point, Space
 
+logger = logging.getLogger(__name__)
+
+_MAX_SEED = 1_000_000
 _STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -28,6 +34,8 @@ def distributions(space: Space, points: Sequence[Point]) -> dict[str, BaseDistri
     for name in points[0] if points else ():
         values = sorted({point[name] for point in points}, key=repr)
         known.setdefault(name, CategoricalDistribution(values))
+    # Optuna wants a parameter's choices to stay the same for the life of a study; the number of seeds may grow.
+    known["seed"] = IntDistribution(0, _MAX_SEED)
     return known
 
 
@@ -44,33 +52,39 @@ class StudyWriter:
         try:
             self._study = optuna.create_study(storage=url, study_name=name, direction="maximize", load_if_exists=True)
             self._written = {trial.user_attrs.get("trial_id") for trial in self._study.get_trials(deepcopy=False)}
-        except Exception as error:  # whatever the database driver raises
+        except (OptunaError, SQLAlchemyError, ImportError, ValueError) as error:
             raise UsageError(f"the study database {_without_password(url)} cannot be opened: {error}") from error
 
     def add(self, records: Iterable[TrialRecord]) -> None:
-        for record in records:
-            if record.status not in _STATES or record.trial_id in self._written:
-                continue
-            accuracy = {row["epoch"]: row["val_accuracy"] for row in record.history}
-            value = record.history[-1]["val_accuracy"] if record.history else None
-            state = _STATES[record.status]
-            if state is TrialState.COMPLETE and (value is None or not math.isfinite(value)):
-                state = TrialState.FAIL
-            params = {name: record.point[name] for name in self._known if name in record.point}
-            attributes: dict[str, Any] = {"trial_id": record.trial_id, "name": record.name}
-            if record.error:
-                attributes["error"] = record.error
-            self._study.add_trial(
-                create_trial(
-                    state=state,
-                    value=None if state is TrialState.FAIL else value,
-                    params=params,
-                    distributions={name: self._known[name] for name in params},
-                    intermediate_values=accuracy,
-                    user_attrs=attributes,
-                )
+        """Add those that have ended and are not in the study yet. A database that fails is tried again next time."""
+        try:
+            for record in records:
+                if record.status in _STATES and record.trial_id not in self._written:
+                    self._add(record)
+                    self._written.add(record.trial_id)
+        except (OptunaError, SQLAlchemyError) as error:
+            logger.warning("the study could not be written: %s", error)
+
+    def _add(self, record: TrialRecord) -> None:
+        accuracy = {row["epoch"]: row["val_accuracy"] for row in record.history}
+        value = record.history[-1]["val_accuracy"] if record.history else None
+        state = _STATES[record.status]
+        if state is TrialState.COMPLETE and (value is None or not math.isfinite(value)):
+            state = TrialState.FAIL
+        params = {name: record.point[name] for name in self._known if name in record.point}
+        attributes: dict[str, Any] = {"trial_id": record.trial_id, "name": record.name}
+        if record.error:
+            attributes["error"] = record.error
+        self._study.add_trial(
+            create_trial(
+                state=state,
+                value=None if state is TrialState.FAIL else value,
+                params=params,
+                distributions={name: self._known[name] for name in params},
+                intermediate_values=accuracy,
+                user_attrs=attributes,
             )
-            self._written.add(record.trial_id)
+        )
 
 
 def _without_password(url: str) -> str:

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 install_import_hook("core", "typechecker.checked")
@@ -15,6 +16,9 @@ os.environ.pop("RAY_ADDRESS", None)
 from core.data import Dataset, ImageSet, make_dataset
 from core.runtime import import_torchvision
 from core.shapes import CLASS_NAMES, generate
+
+# The tests are many small products: threads would only wait for each other.
+torch.set_num_threads(1)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

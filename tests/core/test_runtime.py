@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -25,3 +29,13 @@ def test_the_machine_is_described() -> None:
 
 def test_torchvisions_python_parts_import() -> None:
     assert import_torchvision().datasets.CIFAR10
+
+
+def test_the_segmentation_libraries_import_beside_this_torch() -> None:
+    """Both import torchvision, which needs help beside a CPU-only PyTorch; sam2 was built against this one."""
+    code = (
+        "from core.runtime import import_torchvision; import_torchvision()\n"
+        "import sam2.build_sam, sam2.sam2_image_predictor\n"
+        "from transformers import CLIPSegForImageSegmentation"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)

@@ -1,0 +1,60 @@
+"""Running sweeps as users do: as programs, in processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sweeps.results import RUN_SPECIFIC_COLUMNS
+
+ROOT = Path(__file__).parents[2]
+TINY = ("--dataset", "shapes", "--set", "embed_dim=16", "depth=1", "num_heads=2", "compile=false")
+
+
+def command(*flags: str, program: Path = ROOT / "sweeps" / "patch_size.py") -> list[str]:
+    return [sys.executable, str(program), *flags]
+
+
+def start(folder: Path, *flags: str, program: Path = ROOT / "sweeps" / "patch_size.py") -> subprocess.Popen[str]:
+    """Start a sweep in `folder`, in a session of its own; its output goes to `output.txt` there."""
+    with (folder / "output.txt").open("a") as output:
+        return subprocess.Popen(
+            command(*flags, program=program),
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+            # A shell that started the tests in the background has them ignore Ctrl-C, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+
+def run(
+    folder: Path, *flags: str, program: Path = ROOT / "sweeps" / "patch_size.py", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a sweep in `folder` to its end."""
+    return subprocess.run(
+        command(*flags, program=program),
+        cwd=folder,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """`kill -9` of the driver alone; Ray's own processes notice and go."""
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def reproducible(frame: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
+    """What two runs of the same sweep must have in common, number by number."""
+    return frame.drop(columns=[c for c in (*RUN_SPECIFIC_COLUMNS, *also) if c in frame])

@@ -1,0 +1,57 @@
+from typing import Any
+
+import pytest
+
+from core.data import Dataset
+from sweeps.flags import Flags, UsageError
+from sweeps.patch_size import SWEEP
+from sweeps.question import plans_by_level, resolve, with_defaults
+
+
+def resolved(**flags: Any) -> Any:
+    return resolve(SWEEP, with_defaults(Flags(**flags), SWEEP))
+
+
+def test_a_grid_is_the_sweeps_choices_with_seeds() -> None:
+    result = resolved(seeds=3)
+    assert result.num_trials == len(result.points) == 12
+    assert result.base["flops"] == SWEEP.budget
+    assert {tuple(point) for point in result.points} == {("patch_size", "seed")}
+
+
+def test_random_search_draws_from_the_larger_space_but_not_what_is_set() -> None:
+    result = resolved(search="random", num_samples=5, seeds=2, set=("weight_decay=0.1",))
+    assert result.num_trials == 10
+    assert set(result.points[0]) == {"patch_size", "learning_rate", "seed"}
+    assert result.base["weight_decay"] == 0.1
+
+
+def test_asha_trains_with_a_schedule_that_may_be_stopped() -> None:
+    assert resolved(scheduler="asha").base["schedule"] == "trapezoid"
+
+
+def test_budgets_exclude_each_other() -> None:
+    assert resolved(epochs=2.0).base["epochs"] == 2 and "flops" not in resolved(epochs=2.0).base
+    assert resolved(smoke=True, budget=1e9).base["flops"] == 1e9
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("widht=3", "--set widht: unknown; there are: .*embed_dim"),
+        ("patch_size=4", "--set patch_size: this sweep or another flag decides it"),
+        ("flops=1e9", "another flag decides it"),
+        ("num_classes=4", "--set num_classes: unknown"),
+    ],
+)
+def test_overrides_are_checked(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolved(set=(override,))
+
+
+def test_plans_name_the_reason_when_nothing_can_be_trained(shapes: Dataset) -> None:
+    with pytest.raises(UsageError, match="no trial can be trained: num_heads=5 does not divide embed_dim=128"):
+        plans_by_level(SWEEP, resolved(set=("num_heads=5",)), shapes)
+    plans = plans_by_level(SWEEP, resolved(), shapes)
+    assert list(plans) == [2, 4, 8, 16]
+    assert all(plan is not None and plan.num_steps > 0 for plan in plans.values())

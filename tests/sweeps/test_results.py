@@ -1,0 +1,160 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sweeps.patch_size import SWEEP, answer
+from sweeps.report import answer_of, markdown_table, render, summary_rows
+from sweeps.results import ResultsError, SweepResults, TrialRecord, finalists, levels, load, to_frames
+
+
+def record(patch_size: int, seed: int, accuracy: float | None, status: str = "completed", **more: Any) -> TrialRecord:
+    history = [
+        {
+            "epoch": epoch,
+            "attempt": 1,
+            "progress": epoch / 2,
+            "passes": epoch / 2,
+            "images_seen": 500 * epoch,
+            "train_flops": 1e9 * epoch,
+            "train_loss": 2.0,
+            "val_loss": 2.0,
+            "val_accuracy": accuracy * epoch / 2,
+            "num_params": 1000,
+            "wall_s": 1.0,
+            "cpu_s": 1.0,
+        }
+        for epoch in (1, 2)
+        if accuracy is not None
+    ]
+    point = {"patch_size": patch_size, "seed": seed, **more}
+    name = f"{point}"
+    return TrialRecord(
+        name=name,
+        trial_id=name,
+        point=point,
+        status=status,
+        error="boom | <script>" if status == "failed" else None,
+        history=history,
+        checkpoint=None,
+    )
+
+
+RECORDS = [
+    *(record(4, seed, 0.6 + 0.01 * seed) for seed in range(3)),
+    *(record(8, seed, 0.5 + 0.01 * seed) for seed in range(3)),
+    record(16, 0, None, status="failed"),
+    record(2, 0, 0.9, status="stopped"),
+]
+
+
+def example(folder: Path, records: list[TrialRecord] = RECORDS) -> SweepResults:
+    trials, epochs = to_frames(records)
+    trials.loc[finalists(trials, "patch_size"), "test_accuracy"] = 0.55
+    sweep = {
+        "sweep": "patch_size",
+        "question": SWEEP.question,
+        "factor": "patch_size",
+        "command": "python sweeps/patch_size.py",
+        "started": "2026-01-01",
+        "commit": "abc",
+        "base": {"depth": 6},
+        "machine": {"cpu": "a CPU", "cores": 2, "memory_gib": 8, "gpus": [], "versions": {"torch": "2"}},
+        "dataset": {"name": "shapes", "source": "generated", "train": 1, "val": 1, "test": 1, "classes": []},
+    }
+    folder.mkdir(exist_ok=True)
+    trials.to_parquet(folder / "trials.parquet")
+    epochs.to_parquet(folder / "epochs.parquet")
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    return load(folder)
+
+
+def test_every_trial_has_a_row_also_one_that_never_reported(tmp_path: Path) -> None:
+    results = example(tmp_path)
+    assert len(results.trials) == 8
+    failed = results.trials.set_index("config/patch_size").loc[16]
+    assert failed["status"] == "failed" and failed["error"] == "boom | <script>" and pd.isna(failed["val_accuracy"])
+    assert len(results.epochs) == 14
+    assert results.factors == ["config/patch_size"]
+
+
+def test_finalists_are_the_best_completed_setting_of_each_level_with_all_seeds() -> None:
+    records = [
+        *(record(4, seed, 0.6, learning_rate=0.1) for seed in range(2)),
+        *(record(4, seed, 0.7, learning_rate=0.2) for seed in range(2)),
+        record(4, 0, 0.99, learning_rate=0.3),  # its other seed failed
+        record(4, 1, None, status="failed", learning_rate=0.3),
+        record(8, 0, 0.5, learning_rate=0.1),
+    ]
+    trials, _ = to_frames(records)
+    chosen = trials.loc[finalists(trials, "patch_size")]
+    assert sorted(zip(chosen["config/patch_size"], chosen["config/learning_rate"], chosen["seed"], strict=True)) == [
+        (4, 0.2, 0),
+        (4, 0.2, 1),
+        (8, 0.1, 0),
+    ]
+
+
+def test_levels_hold_mean_and_sample_deviation() -> None:
+    trials, _ = to_frames(RECORDS)
+    best, second = levels(trials, "patch_size")
+    assert (best.value, second.value) == (4, 8)
+    assert best.n == 3
+    assert best.val_mean == pytest.approx(0.61)
+    assert best.val_std == pytest.approx(0.01)
+
+
+def test_the_answer_names_the_winner_its_lead_and_doubt(tmp_path: Path) -> None:
+    results = example(tmp_path)
+    assert answer_of(results, answer) == (
+        "Patch size 4 is best: 55.0 ± 0.0% test accuracy, 0.0 points above patch size 8 "
+        "(which chance alone could explain, n=3)."
+    )
+    nothing = example(tmp_path / "none", [record(4, 0, None, status="failed")])
+    assert answer_of(nothing, answer) == "No trial was completed, so there is no answer."
+
+
+def test_the_report_is_whole_and_escaped(tmp_path: Path) -> None:
+    results = example(tmp_path)
+    render(results, answer)
+    html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    for text in (html, markdown):
+        assert SWEEP.question in text
+        assert "<script>" not in text
+    assert "boom \\| &lt;script&gt;" in markdown
+    figures = sorted(p.name for p in (tmp_path / "figures").iterdir())
+    assert figures == ["accuracy_against_flops.png", "learning_curves.png", "spread_over_seeds.png"]
+    assert all(f"figures/{name}" in html for name in figures)
+    headings, rows = summary_rows(results)
+    assert rows[0][headings.index("val %")] == "61.00 ± 1.00"
+
+
+def test_importance_is_drawn_where_two_settings_vary(tmp_path: Path) -> None:
+    records = [record(p, s, 0.1 * p + 0.001 * s) for p in (2, 4, 8) for s in range(4)]
+    results = example(tmp_path, records)
+    render(results, answer)
+    assert (tmp_path / "figures" / "importance.png").exists()
+    assert "- patch_size: 9" in (tmp_path / "report.md").read_text()
+
+
+def test_a_report_without_any_result_says_so(tmp_path: Path) -> None:
+    results = example(tmp_path, [record(4, 0, None, status="failed")])
+    render(results, answer)
+    assert "No trial was completed" in (tmp_path / "report.html").read_text()
+
+
+def test_tables_survive_pipes_and_newlines() -> None:
+    assert markdown_table(["a"], [["x|y\nz"]]).splitlines()[-1] == "| x\\|y z |"
+
+
+def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="is not a folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ResultsError, match=r"has no trials\.parquet"):
+        load(tmp_path)
+    example(tmp_path)
+    (tmp_path / "epochs.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ResultsError, match="is damaged"):
+        load(tmp_path)

@@ -1,0 +1,199 @@
+"""Whole sweeps on real Ray, as users run them."""
+
+import json
+import os
+import random
+import re
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from pandas.testing import assert_frame_equal
+from support import TINY, kill, reproducible, run, start
+
+from core import checkpoint
+from sweeps.results import load
+
+FAULTY = Path(__file__).with_name("faulty_sweep.py")
+
+
+def test_a_sweep_leaves_all_that_was_promised(tmp_path: Path) -> None:
+    done = run(tmp_path, "--smoke", "--dataset", "shapes", "--seeds", "2", "--name", "first")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "results" / "patch_size" / "first"
+    results = load(folder.parent / "latest")
+    assert len(results.trials) == 8
+    assert (results.trials["status"] == "completed").all()
+    assert results.trials["test_accuracy"].notna().all()
+    assert results.epochs.groupby("trial")["epoch"].max().eq(2).all()
+    assert {p.name for p in folder.iterdir()} == {
+        *("trials.parquet", "epochs.parquet", "report.html", "report.md", "figures", "best", "sweep.json"),
+        *("study.db", "trials"),
+    }
+    for relative in results.trials["checkpoint"]:
+        checkpoint.load(folder / relative)
+    best = checkpoint.load(folder / "best")
+    winner = results.trials.loc[results.trials["val_accuracy"].idxmax()]
+    assert best.metrics["val_accuracy"] == winner["val_accuracy"]
+    assert "test_accuracy" in best.metrics
+    assert not (folder / "best" / "train_state.pt").exists()
+    assert list(folder.glob("trials/*/events.out.tfevents*")), "TensorBoard files"
+    record = json.loads((folder / "sweep.json").read_text())
+    assert record["status"] == "completed"
+    assert record["machine"]["versions"]["ray"]
+    with sqlite3.connect(folder / "study.db") as study:
+        assert study.execute("select count(*) from trials where state = 'COMPLETE'").fetchone() == (8,)
+
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert lines[-1] == "serve the winner: serve run serve.config classifier=results/patch_size/first/best"
+    assert lines[-2].startswith("results: results/patch_size/first ")
+    assert "Patch size" in lines[-3]
+    assert done.stderr == ""
+    assert not re.search(r"ray\.|WARNING|\(pid=", done.stdout)
+
+    again = run(tmp_path, "--smoke", "--dataset", "shapes", "--name", "first")
+    assert again.returncode == 2
+    assert "exists; go on with it by --resume results/patch_size/first" in again.stderr
+
+
+def test_failing_trials_are_rows_and_the_others_finish(tmp_path: Path) -> None:
+    done = run(tmp_path, *TINY, program=FAULTY)
+    assert done.returncode == 1, done.stdout + done.stderr
+    trials = load(tmp_path / "results" / "faulty" / "latest").trials
+    assert len(trials) == 12
+    by_setting = trials.set_index(["config/batch_size", "config/learning_rate", "config/patch_size"]).sort_index()
+    good = by_setting.loc[[(50, 1e-3, 8), (64, 1e-3, 8)]]
+    assert (good["status"] == "completed").all() and good["test_accuracy"].notna().all()
+    assert (by_setting["status"] == "failed").sum() == 10
+    assert "the loss is" in by_setting.loc[(50, 1e30, 8), "error"]
+    assert "patch_size=5 does not divide image_size=32" in by_setting.loc[(50, 1e-3, 5), "error"]
+    assert re.search("alloc|memory", by_setting.loc[(10**12, 1e-3, 8), "error"])
+    assert "10 of 12 trials failed:" in done.stdout
+    assert "serve the winner" in done.stdout
+
+
+def wait_for_checkpoints(folder: Path, count: int, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while len(list(folder.glob("trials/*/checkpoint_*/train_state.pt"))) < count:
+        assert time.monotonic() < deadline, "no checkpoints appeared"
+        time.sleep(0.05)
+
+
+def saved(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Newest whole checkpoint of every trial: its epoch and attempt."""
+    epochs: dict[str, int] = {}
+    attempts: dict[str, int] = {}
+    for file in sorted(folder.glob("trials/*/checkpoint_*/history.json")):
+        try:
+            last = json.loads(file.read_text())[-1]
+        except ValueError:
+            continue  # the driver died while this one was copied
+        trial = re.sub(r"(,seed=\d+),.*", r"\1", file.parts[-3])
+        if last["epoch"] >= epochs.get(trial, 0):
+            epochs[trial], attempts[trial] = last["epoch"], last["attempt"]
+    return epochs, attempts
+
+
+LONGER = (*TINY, "--budget", "3e10", "--seeds", "2")
+
+
+def kill_and_resume(folder: Path, kills: int, *flags: str) -> Path:
+    """Run a sweep, killing its driver at random moments; at the end no trial has begun again what was on disk then."""
+    moments = random.Random(0)
+    results = folder / "results" / "patch_size" / "killed"
+    process = start(folder, *flags, "--name", "killed")
+    snapshots = []
+    for number in range(kills):
+        wait_for_checkpoints(results, 1 + number)
+        time.sleep(moments.uniform(0, 3))
+        assert process.poll() is None, (
+            "the sweep ended before it could be killed: " + (folder / "output.txt").read_text()
+        )
+        kill(process)
+        snapshots.append(saved(results))
+        process = start(folder, "--resume", "latest")
+    assert process.wait(280) == 0, (folder / "output.txt").read_text()
+    epochs = load(results).epochs
+    for saved_epochs, attempts in snapshots:
+        for trial, epoch in saved_epochs.items():
+            kept = epochs[(epochs["trial"] == trial) & (epochs["epoch"] <= epoch)]
+            assert len(kept) == epoch
+            assert kept["attempt"].max() == attempts[trial], f"{trial} was begun again though epoch {epoch} was saved"
+    return results
+
+
+@pytest.mark.timeout(600)
+def test_kill_9_of_the_driver_changes_no_number_of_a_grid(tmp_path: Path) -> None:
+    assert run(tmp_path, *LONGER, "--name", "whole").returncode == 0
+    whole = load(tmp_path / "results" / "patch_size" / "whole")
+    killed = load(kill_and_resume(tmp_path, 2, *LONGER))
+    assert_frame_equal(reproducible(whole.trials), reproducible(killed.trials))
+    assert_frame_equal(reproducible(whole.epochs), reproducible(killed.epochs))
+    assert killed.epochs["attempt"].max() > 1
+
+
+def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONGER, "--name", "stopped")
+    folder = tmp_path / "results" / "patch_size" / "stopped"
+    wait_for_checkpoints(folder, 2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    output = (tmp_path / "output.txt").read_text()
+    assert "python sweeps/patch_size.py --resume results/patch_size/stopped" in output
+    assert "Traceback" not in output
+    partial = load(folder)
+    assert partial.sweep["status"] == "interrupted"
+    assert "unfinished" in set(partial.trials["status"])
+    resumed = run(tmp_path, "--resume", "results/patch_size/stopped")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert (load(folder).trials["status"] == "completed").all()
+    assert len(load(folder).trials) == 8
+
+
+def test_optuna_with_asha_confirms_its_finalists(tmp_path: Path) -> None:
+    flags = ("--search", "optuna", "--scheduler", "asha", "--num-samples", "10", "--seeds", "2", "--name", "searched")
+    done = run(tmp_path, *TINY, "--budget", "1e10", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = load(tmp_path / "results" / "patch_size" / "searched")
+    searched = results.trials[results.trials["checkpoint"].str.startswith("trials/")]
+    confirmed = results.trials[results.trials["checkpoint"].str.startswith("confirm/")]
+    assert len(searched) == 10 and (searched["seed"] == 0).all()
+    assert len(confirmed) and (confirmed["seed"] == 1).all()
+    assert set(results.trials["status"]) <= {"completed", "stopped"}
+    assert results.trials["config/learning_rate"].nunique() == 10
+
+
+def test_a_dead_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONGER, "--name", "shot")
+    folder = tmp_path / "results" / "patch_size" / "shot"
+    wait_for_checkpoints(folder, 1)
+    workers = descendants_named(process.pid, "ray::ImplicitFunc")
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    assert process.wait(240) == 0, (tmp_path / "output.txt").read_text()
+    results = load(folder)
+    assert len(results.trials) == 8 and (results.trials["status"] == "completed").all()
+
+
+def descendants_named(root: int, name: str) -> list[int]:
+    """Processes below `root` whose title begins with `name`."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                stat = (folder / "stat").read_text()
+                titles[int(folder.name)] = (folder / "cmdline").read_text()
+            except OSError:
+                continue
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+
+    def is_below(pid: int) -> bool:
+        while pid in parents:
+            if pid == root:
+                return True
+            pid = parents[pid]
+        return False
+
+    return [pid for pid, title in titles.items() if title.startswith(name) and is_below(pid)]
