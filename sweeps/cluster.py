@@ -2,12 +2,14 @@
 
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 from sweeps.flags import UsageError
 
 _NOISY_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.data")
+_SECONDS_TO_CONNECT = 10.0
 _PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 # Ray reads these when its processes start. Tune's own tables are replaced by `sweeps.progress`.
@@ -44,6 +46,7 @@ def connect(address: str | None) -> None:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         ray.init(**quiet)
     elif address and address != "local":
+        _check_reachable(address)
         packages = [str(_PROJECT_ROOT / package) for package in ("core", "sweeps")]
         try:
             ray.init(address, runtime_env={"py_modules": packages, "env_vars": _WORKER_ENVIRONMENT}, **quiet)
@@ -58,6 +61,17 @@ def connect(address: str | None) -> None:
             runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, "PYTHONPATH": _python_path()}},
             **quiet,
         )
+
+
+def _check_reachable(address: str) -> None:
+    """Ray would wait for minutes for a host that does not answer."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # `auto`, or a form that Ray judges itself
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        raise UsageError(f"the Ray cluster at {address} cannot be joined: {error}") from error
 
 
 def check_fits(cpus: int, gpus: float) -> None:

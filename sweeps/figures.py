@@ -9,11 +9,10 @@ import numpy as np
 import optuna
 import pandas as pd
 from matplotlib.figure import Figure
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from sweeps.results import SweepResults, finalists
-from sweeps.space import Point
-from sweeps.study import distributions
 
 matplotlib.use("Agg")
 
@@ -49,13 +48,14 @@ def importance(results: SweepResults) -> dict[str, float]:
     names = [c for c in (*results.factors, "config/seed") if done[c].nunique() > 1]
     if len(names) < 2 or len(done) < 8:
         return {}
-    points: list[Point] = done[names].to_dict("records")
-    known = {
-        name: optuna.distributions.FloatDistribution(float(done[name].min()), float(done[name].max()))
+    points = done[names].to_dict("records")
+    known: dict[str, BaseDistribution] = {
+        name: FloatDistribution(float(done[name].min()), float(done[name].max()))
         if pd.api.types.is_float_dtype(done[name])
-        else distribution
-        for name, distribution in distributions({}, points).items()
+        else CategoricalDistribution(sorted(done[name].unique().tolist(), key=repr))
+        for name in names
     }
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
     for point, value in zip(points, done["val_accuracy"], strict=True):
         study.add_trial(optuna.trial.create_trial(params=point, distributions=known, value=float(value)))

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Observer(tune.Callback):
         self._view, self._on_records, self._stage = view, on_records, stage
         self._ended: dict[str, TrialRecord] = {}
         self._trials: list[Trial] = []
+        # Tune calls a trial that Ctrl-C cut short finished too, but only after the last step.
+        self._finished: set[str] | None = None
         self._written_at = 0.0
         self._changed = False
         Observer.current = self
@@ -44,6 +46,7 @@ class Observer(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._trials = trials
+        self._finished = {trial.trial_id for trial in trials if trial.is_finished()}
         self._view.show(trials)
         if self._changed and time.monotonic() - self._written_at > _SECONDS_BETWEEN_WRITES:
             self._write()
@@ -61,6 +64,8 @@ class Observer(tune.Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self._trials = trials
+        if self._finished is None:  # restored, with nothing left to do
+            self._finished = {trial.trial_id for trial in trials if trial.is_finished()}
         self._write()
 
     def _write(self) -> None:
@@ -70,8 +75,9 @@ class Observer(tune.Callback):
     def _record(self, trial: Trial) -> TrialRecord:
         if trial.trial_id in self._ended:
             return self._ended[trial.trial_id]
-        record = _record_of(trial, self._stage)
-        if trial.is_finished():
+        has_finished = trial.trial_id in (self._finished or ())
+        record = _record_of(trial, self._stage, has_finished)
+        if has_finished:
             self._ended[trial.trial_id] = record
         return record
 
@@ -82,7 +88,7 @@ def _current_observer() -> Observer:
     return Observer.current
 
 
-def _record_of(trial: Trial, stage: str) -> TrialRecord:
+def _record_of(trial: Trial, stage: str, has_finished: bool) -> TrialRecord:
     checkpoint = trial.checkpoint
     history: list[dict[str, Any]] = []
     relative = None
@@ -94,7 +100,7 @@ def _record_of(trial: Trial, stage: str) -> TrialRecord:
         error = error or _last_line(trial.get_error())
     if error:
         status = "failed"
-    elif trial.status != Trial.TERMINATED:
+    elif not has_finished:
         status = "unfinished"
     else:
         status = "completed" if history and history[-1]["progress"] == 1 else "stopped"
@@ -121,11 +127,3 @@ def _read_history(checkpoint: tune.Checkpoint) -> list[dict[str, Any]]:
 def _last_line(error: BaseException | None) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else "the trial's process died"
-
-
-def count_by_status(records: Iterable[TrialRecord]) -> dict[str, int]:
-    """How many trials ended how."""
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record.status] = counts.get(record.status, 0) + 1
-    return counts

@@ -152,16 +152,15 @@ def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
     path = _find(sweep, flags)
     try:
         record = json.loads((path / SWEEP_FILE).read_text())
-        kept, of = record["flags"], record["sweep"]
+        if record["sweep"] != sweep.name:
+            raise UsageError(f"{path} is a run of sweeps/{record['sweep']}.py, not of {sweep.name}.py")
+        kept = Flags(**{**record["flags"], "set": tuple(record["flags"]["set"])})
     except OSError as error:
         raise UsageError(f"{path} is not the folder of a sweep: it has no {SWEEP_FILE}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path / SWEEP_FILE} is damaged: {error}") from error
-    if of != sweep.name:
-        raise UsageError(f"{path} is a run of sweeps/{of}.py, not of {sweep.name}.py")
     places = {name: getattr(flags, name) for name in ("address", "data_root") if getattr(flags, name)}
-    resumed = Flags(**{**kept, **places, "set": tuple(kept["set"])})
-    return RunFolder(path=path, flags=resumed, record=record)
+    return RunFolder(path=path, flags=dataclasses.replace(kept, **places), record=record)
 
 
 def _find(sweep: Sweep, flags: Flags) -> Path:

@@ -126,7 +126,7 @@ class Runner:
         study = StudyWriter(
             self.flags.study_url or f"sqlite:///{self.run.path.resolve() / 'study.db'}",
             f"{self.sweep.name}/{self.flags.name}",
-            distributions(self.resolved.space, points),
+            distributions(self.resolved.space),
         )
 
         def on_records(records: list[TrialRecord]) -> None:

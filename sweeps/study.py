@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sweeps.flags import UsageError
 from sweeps.results import TrialRecord
-from sweeps.space import Choice, Domain, Point, Space
+from sweeps.space import Choice, Domain, Space
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +28,11 @@ def to_distribution(domain: Domain) -> BaseDistribution:
     return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def distributions(space: Space, points: Sequence[Point]) -> dict[str, BaseDistribution]:
-    """Distributions of the space; what it lacks (seeds, as a rule) becomes a choice among the values that occur."""
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's form of a space, with the seed beside what varies."""
     known = {name: to_distribution(domain) for name, domain in space.items()}
-    for name in points[0] if points else ():
-        values = sorted({point[name] for point in points}, key=repr)
-        known.setdefault(name, CategoricalDistribution(values))
     # Optuna wants a parameter's choices to stay the same for the life of a study; the number of seeds may grow.
-    known["seed"] = IntDistribution(0, _MAX_SEED)
-    return known
+    return known | {"seed": IntDistribution(0, _MAX_SEED)}
 
 
 class StudyWriter:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sweeps.results import RUN_SPECIFIC_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--dataset", "shapes", "--set", "embed_dim=16", "depth=1", "num_heads=2", "compile=false")
+LONGER = (*TINY, "--budget", "3e10", "--seeds", "2")
 
 
 def command(*flags: str, program: Path = ROOT / "sweeps" / "patch_size.py") -> list[str]:
@@ -58,3 +60,10 @@ def kill(process: subprocess.Popen[str]) -> None:
 def reproducible(frame: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     """What two runs of the same sweep must have in common, number by number."""
     return frame.drop(columns=[c for c in (*RUN_SPECIFIC_COLUMNS, *also) if c in frame])
+
+
+def wait_for_checkpoints(folder: Path, count: int, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while len(list(folder.glob("trials/*/checkpoint_*/train_state.pt"))) < count:
+        assert time.monotonic() < deadline, "no checkpoints appeared"
+        time.sleep(0.05)

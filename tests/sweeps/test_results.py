@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from sweeps.figures import importance, pareto_front
 from sweeps.patch_size import SWEEP, answer
 from sweeps.report import answer_of, markdown_table, render, summary_rows
 from sweeps.results import ResultsError, SweepResults, TrialRecord, finalists, levels, load, to_frames
@@ -136,7 +138,14 @@ def test_importance_is_drawn_where_two_settings_vary(tmp_path: Path) -> None:
     results = example(tmp_path, records)
     render(results, answer)
     assert (tmp_path / "figures" / "importance.png").exists()
-    assert "- patch_size: 9" in (tmp_path / "report.md").read_text()
+    shares = importance(results)
+    assert shares["patch_size"] > 0.8 > 0.2 > shares["seed"]
+    assert f"- patch_size: {100 * shares['patch_size']:.0f}%" in (tmp_path / "report.md").read_text()
+
+
+def test_the_pareto_front_holds_what_nothing_cheaper_beats() -> None:
+    cost, value = np.array([3.0, 1.0, 2.0, 4.0, 2.0]), np.array([0.5, 0.3, 0.2, 0.9, 0.4])
+    assert pareto_front(cost, value).tolist() == [1, 4, 0, 3]
 
 
 def test_a_report_without_any_result_says_so(tmp_path: Path) -> None:

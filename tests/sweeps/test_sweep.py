@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from pandas.testing import assert_frame_equal
-from support import TINY, kill, reproducible, run, start
+from support import LONGER, TINY, kill, reproducible, run, start, wait_for_checkpoints
 
 from core import checkpoint
 from sweeps.results import load
@@ -74,13 +74,6 @@ def test_failing_trials_are_rows_and_the_others_finish(tmp_path: Path) -> None:
     assert "serve the winner" in done.stdout
 
 
-def wait_for_checkpoints(folder: Path, count: int, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while len(list(folder.glob("trials/*/checkpoint_*/train_state.pt"))) < count:
-        assert time.monotonic() < deadline, "no checkpoints appeared"
-        time.sleep(0.05)
-
-
 def saved(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Newest whole checkpoint of every trial: its epoch and attempt."""
     epochs: dict[str, int] = {}
@@ -94,9 +87,6 @@ def saved(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
         if last["epoch"] >= epochs.get(trial, 0):
             epochs[trial], attempts[trial] = last["epoch"], last["attempt"]
     return epochs, attempts
-
-
-LONGER = (*TINY, "--budget", "3e10", "--seeds", "2")
 
 
 def kill_and_resume(folder: Path, kills: int, *flags: str) -> Path:
