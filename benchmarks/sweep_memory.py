@@ -20,7 +20,6 @@ store, and to its own private pages against a trial without pictures. The contro
 import json
 import multiprocessing
 import os
-import re
 import statistics
 import tempfile
 import threading
@@ -37,6 +36,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from benchmarks.process_memory import MEGABYTE, Usage, family, usage_of
 from benchmarks.record import Verdict, conclude
 from core.data import Dataset, ImageSet, make_dataset, names_of
 from core.models import ViTConfig
@@ -46,7 +46,6 @@ from sweeps.flags import Flags
 from sweeps.question import Sweep
 from sweeps.space import Choice
 
-_MEGABYTE = 1e6
 _TINY_PICTURES = 1_000
 _TARGET_SHARE = 0.1
 _MODEL: dict[str, Any] = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -66,18 +65,6 @@ class Settings:
     """Pictures each trial trains on, on either set."""
     output: Path | None = None
     """Write a JSON record of all processes here."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """What one process holds, in MB."""
-
-    rss: float
-    pss: float
-    private: float
-    shared: float
-    shm: float
-    pss_shm: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,39 +95,6 @@ def random_dataset(num_pictures: int) -> Dataset:
         return ImageSet(images=images, labels=np.arange(count, dtype=np.int64) % 10, class_names=names_of(10))
 
     return make_dataset(name="random", source="random numbers", train=draw(num_pictures), test=draw(100))
-
-
-def usage_of(pid: int) -> Usage:
-    """Read the kernel's account of a process of ours; raises OSError if it has ended."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    kilobytes = {name: int(value) for name, value in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
-    status = Path(f"/proc/{pid}/status").read_text()
-    shm = re.search(r"^RssShmem:\s+(\d+) kB", status, re.MULTILINE)
-    if "Pss" not in kilobytes or shm is None:
-        raise ProcessLookupError(f"process {pid} has ended")
-    return Usage(
-        rss=kilobytes["Rss"] * 1024 / _MEGABYTE,
-        pss=kilobytes["Pss"] * 1024 / _MEGABYTE,
-        private=(kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) * 1024 / _MEGABYTE,
-        shared=(kilobytes["Shared_Clean"] + kilobytes["Shared_Dirty"]) * 1024 / _MEGABYTE,
-        shm=int(shm[1]) * 1024 / _MEGABYTE,
-        pss_shm=kilobytes["Pss_Shmem"] * 1024 / _MEGABYTE,
-    )
-
-
-def family() -> dict[int, str]:
-    """This process and all its descendants, with their command lines."""
-    parents, commands = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError):
-            # The name, in brackets, may itself hold blanks and brackets.
-            after_name = (folder / "stat").read_text().rpartition(")")[2].split()
-            parents[int(folder.name)] = int(after_name[1])
-            commands[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ").strip()
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {pid: commands.get(pid, "") for pid in found}
 
 
 class Watch(threading.Thread):
@@ -227,7 +181,7 @@ def flops_per_image() -> float:
 
 def main(settings: Settings) -> None:
     """Run all cases, print the table and the verdict."""
-    data_size = settings.pictures * 32 * 32 * 3 / _MEGABYTE
+    data_size = settings.pictures * 32 * 32 * 3 / MEGABYTE
     many = settings.trials
     print(f"{settings.pictures:,} pictures: {data_size:.1f} MB, nine tenths of them for training\n")
     print(f"{'':34}{'rss':>8}{'pss':>8}{'private':>9}{'shared':>8}{'shm':>8}")

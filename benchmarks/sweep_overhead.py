@@ -17,6 +17,7 @@ Ray itself is started beforehand, afresh for each contender and round, and not t
 round, so that other work on the machine strikes all alike. The verdicts compare medians.
 """
 
+import io
 import logging
 import os
 import tempfile
@@ -33,9 +34,10 @@ import ray
 import tyro
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
+from rich.console import Console
 
 from benchmarks.record import Verdict, conclude, spread
-from sweeps import cluster, run_folder, runner
+from sweeps import cluster, console, run_folder, runner
 from sweeps.flags import Flags
 from sweeps.question import Sweep
 from sweeps.space import Choice
@@ -88,7 +90,9 @@ def time_runner(num_trials: int, folder: Path) -> float:
         seeds=1,
     )
     flags = Flags(dataset="shapes", address="local", storage=str(folder), gpus_per_trial=0, smoke=True)
-    with mock.patch.object(runner, "run_trial", trivial_trial), _ray_stops_after():
+    # The live view does its work, but not on the terminal: it would be 300 lines a round.
+    unseen = mock.patch.object(console, "OUT", Console(file=io.StringIO()))
+    with unseen, mock.patch.object(runner, "run_trial", trivial_trial), _ray_stops_after():
         run = runner.Runner(sweep, run_folder.start(sweep, flags))
         stored = ray.put(run.data)
         started = time.perf_counter()

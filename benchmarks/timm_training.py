@@ -69,7 +69,7 @@ class TimmTraining:
         self.pictures = Pictures(data.train, data.mean, data.std)
 
     def images_per_second(self) -> float:
-        """Train for a turn of `seconds` or a little more. Worker processes live for the turn only, so that they do not work into another's."""
+        """Train for a turn of `seconds`. Worker processes end with it, so that they do not work into another's turn."""
         batches = self._batches()
         # What the workers loaded ahead, two batches each, is thrown away: it would be a head start.
         for _ in range(2 * self.num_workers):

@@ -10,10 +10,11 @@ Compared, on the same pictures and for a ViT of the same shape (the program chec
   transforms on PIL pictures (crop with padding 4, flip, to tensor, normalise). No clip and no weight average.
 - tuned: the same with bf16 autocast and torch.compile. What is left between it and ours is data and model code.
 
-Every round runs the three for some seconds each, one after the other, and then large bf16 matrix products. Ratios are
-taken within a round, so that other work on the machine, which slows everything, cancels in part; where our turns had to
-wait for the cores, the program says so, and its figures are no measure. Compiling and warm-up are not timed. A target is met if the median over the rounds reaches it; minimum and maximum show how sure that is. The
-profile at the end says what the time goes to; it costs some speed and so is not part of any figure.
+Every round runs the three for some seconds each, one after the other, with large bf16 matrix products before and after
+ours. Ratios are taken within a round, so that other work on the machine, which slows everything, cancels in part; where
+our turns had to wait for the cores, the program says so, and its figures are no measure of an idle machine. Compiling
+and warm-up are not timed. A target is met if the median over the rounds reaches it; minimum and maximum show how sure
+that is. The profile at the end says what the time goes to; it costs some speed and so is not part of any figure.
 """
 
 import contextlib
@@ -195,9 +196,7 @@ def main(settings: Settings) -> None:
         )
     had = spread([row["share_of_cores"] for row in rounds])
     if resolve_device(settings.device).type == "cpu" and had.low < _IDLE:
-        print(
-            f"NOT AN IDLE MACHINE: our turns had {had.text('.0%')} of the cores' time; repeat this when nothing else runs"
-        )
+        print(f"NOT AN IDLE MACHINE: our turns had {had.text('.0%')} of the cores; repeat this when nothing else runs")
     verdicts = [
         Verdict(claim=f"images/s, ours over {name}", measured=ratios[name].median, target=target, unit="x")
         for name, target in _TARGETS.items()

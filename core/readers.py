@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import urllib.error
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -82,11 +82,12 @@ def default_cache_dir() -> Path:
 
 
 def _generate_shapes(cache_dir: Path) -> Pair:
+    def part(num_images: int, seed: int) -> ImageSet:
+        images, labels = shapes.generate(num_images, seed)
+        return ImageSet(images=images, labels=labels, class_names=shapes.CLASS_NAMES)
+
     def draw() -> Pair:
-        return tuple(
-            ImageSet(images=images, labels=labels, class_names=shapes.CLASS_NAMES)
-            for images, labels in (shapes.generate(_SHAPES_TRAIN, seed=0), shapes.generate(_SHAPES_TEST, seed=1))
-        )
+        return part(_SHAPES_TRAIN, seed=0), part(_SHAPES_TEST, seed=1)
 
     return _cached(cache_dir, "shapes", [Path(shapes.__file__)], draw)
 
@@ -140,10 +141,11 @@ def _read_torchvision(name: str, root: Path, download: bool) -> Pair:
             f"{(folder or root) / reader.base_folder} is incomplete or damaged (torchvision: {error}); "
             "remove that folder to download it again"
         ) from error
-    return tuple(
+    train, test = (
         ImageSet(images=part.data, labels=np.asarray(part.targets, np.int64), class_names=tuple(part.classes))
         for part in parts
     )
+    return train, test
 
 
 def _not_found(name: str, root: Path, why: str) -> str:
@@ -198,7 +200,7 @@ def _picture_column(path: Path) -> str:
     raise DataError(f"{path} has no column 'img' or 'image'; its columns are {', '.join(columns)}")
 
 
-def _parquet_rows(path: Path, column: str) -> Iterable[dict[str, bytes | None] | None]:
+def _parquet_rows(path: Path, column: str) -> Iterator[dict[str, bytes | None] | None]:
     with _open_parquet(path) as file:
         try:
             for batch in file.iter_batches(batch_size=4096, columns=[column]):
@@ -345,7 +347,7 @@ def _cached(cache_dir: Path, name: str, sources: Sequence[Path], read: Callable[
 
 def _load_pair(folder: Path) -> Pair:
     class_names = tuple(json.loads((folder / "classes.json").read_text()))
-    return tuple(
+    train, test = (
         ImageSet(
             images=np.load(folder / f"{split}_images.npy", allow_pickle=False),
             labels=np.load(folder / f"{split}_labels.npy", allow_pickle=False),
@@ -353,6 +355,7 @@ def _load_pair(folder: Path) -> Pair:
         )
         for split in ("train", "test")
     )
+    return train, test
 
 
 def _save_pair(folder: Path, pair: Pair) -> None:

@@ -1,7 +1,7 @@
 """The machine a run happens on: device, threads, precision, and a description of it for the run record."""
 
 import contextlib
-import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -33,7 +33,7 @@ def resolve_device(name: str) -> torch.device:
 def can_compile(device: torch.device) -> bool:
     """Whether `torch.compile` has what it needs: a C++ compiler for the CPU, Triton for CUDA."""
     if device.type == "cuda":
-        return torch.utils._triton.has_triton()
+        return importlib.util.find_spec("triton") is not None
     return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
 
 

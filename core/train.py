@@ -140,6 +140,7 @@ def plan(config: TrainConfig, num_train: int) -> Plan:
     elif config.images is not None:
         images = config.images
     else:
+        assert config.epochs is not None  # one of the three is given
         images = config.epochs * num_train
     num_steps = max(1, round(images / config.batch_size))
     if config.reports is None:
@@ -350,7 +351,7 @@ class _Run:
         torch._dynamo.reset()
         return torch.compile(function, dynamic=False)
 
-    def _move_average(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+    def _move_average(self, averaged: Any, current: Any, num_averaged: Any) -> None:
         # Early on the average follows the weights closely, so that the initialisation is soon forgotten.
         updates = int(num_averaged)
         decay = min(self.config.ema_decay, updates / (updates + 10))

@@ -45,14 +45,15 @@ def importance(results: SweepResults) -> dict[str, float]:
     Empty with fewer than two varied settings or eight completed trials: too little to say.
     """
     done = results.trials[results.trials["status"] == "completed"]
-    names = [c for c in (*results.factors, "config/seed") if done[c].nunique() > 1]
+    columns: dict[str, pd.Series] = {c: done[c] for c in (*results.factors, "config/seed")}
+    names = [c for c, values in columns.items() if values.nunique() > 1]
     if len(names) < 2 or len(done) < 8:
         return {}
-    points = done[names].to_dict("records")
+    points = [dict(zip(names, row, strict=True)) for row in done[names].itertuples(index=False)]
     known: dict[str, BaseDistribution] = {
-        name: FloatDistribution(float(done[name].min()), float(done[name].max()))
-        if pd.api.types.is_float_dtype(done[name])
-        else CategoricalDistribution(sorted(done[name].unique().tolist(), key=repr))
+        name: FloatDistribution(columns[name].min(), columns[name].max())
+        if pd.api.types.is_float_dtype(columns[name])
+        else CategoricalDistribution(sorted(columns[name].unique().tolist(), key=repr))
         for name in names
     }
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -155,5 +156,5 @@ def _factor(results: SweepResults) -> str:
     return results.sweep["factor"]
 
 
-def _cycle() -> list[str]:
-    return list(_COLOURS) * 4
+def _cycle() -> tuple[str, ...]:
+    return _COLOURS * 4

@@ -76,7 +76,7 @@ class Flags:
             raise UsageError(f"--name must be a plain folder name, got {self.name!r}")
 
 
-def parse(description: str, program: str) -> Flags:
+def parse(description: str | None, program: str) -> Flags:
     """Read `sys.argv`; `--help` and a mistaken flag end the program (exit codes 0 and 2)."""
     try:
         return tyro.cli(Flags, description=description, prog=program, config=(tyro.conf.FlagCreatePairsOff,))

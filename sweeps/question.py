@@ -38,7 +38,7 @@ class Sweep:
     grid: Mapping[str, Choice]
     answer: Callable[[Sequence[Level]], str]
     budget: float
-    description: str
+    description: str | None
     seeds: int = 2
     search: Space = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)

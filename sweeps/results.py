@@ -106,9 +106,9 @@ def to_frames(records: Iterable[TrialRecord]) -> tuple[pd.DataFrame, pd.DataFram
         epochs.extend({"trial": record.name, **epoch} for epoch in record.history)
     trials = pd.DataFrame(rows)
     for column in ("test_accuracy", *_TRIAL_METRICS, "wall_s", "cpu_s"):
-        trials[column] = pd.to_numeric(trials[column]).astype("float64")
+        trials[column] = trials[column].astype("float64")
     for column in ("epoch", "num_params", "images_seen", "attempt"):
-        trials[column] = pd.array(trials[column], dtype="Int64")
+        trials[column] = trials[column].astype("Int64")
     for column in ("error", "checkpoint"):
         trials[column] = trials[column].astype("string")
     return trials, pd.DataFrame(epochs, columns=None if epochs else ["trial", "epoch"])

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,18 +102,17 @@ class Runner:
             records = [*records, *self._stage(CONFIRM_STAGE, confirming, stored, earlier=records)]
         trials, epochs = to_frames(records)
 
-        unfinished = int((trials["status"] == "unfinished").sum())
-        if unfinished or len(records) < self.resolved.num_trials:
+        counts = Counter(record.status for record in records)
+        if counts["unfinished"] or len(records) < self.resolved.num_trials:
             self.run.write(trials, epochs, status="interrupted")
             raise KeyboardInterrupt
         chosen = finalists(trials, self.sweep.factor)
         self._measure_test_accuracy(trials, chosen, stored)
         if len(chosen):
             self.run.keep_best(trials.loc[chosen].sort_values("val_accuracy", ascending=False).iloc[0].to_dict())
-        failed = int((trials["status"] == "failed").sum())
-        self.run.write(trials, epochs, status="completed with failures" if failed else "completed")
+        self.run.write(trials, epochs, status="completed with failures" if counts["failed"] else "completed")
         self._report()
-        return EXIT_TRIALS_FAILED if failed else EXIT_OK
+        return EXIT_TRIALS_FAILED if counts["failed"] else EXIT_OK
 
     def _stage(
         self, stage: str, points: list[Point], data: ObjectRef[Dataset], earlier: Sequence[TrialRecord] = ()
@@ -216,14 +216,13 @@ class Runner:
 
     def _confirmation_points(self, records: Sequence[TrialRecord]) -> list[Point]:
         """After Optuna, which trains each setting once: the finalists with the seeds they have not had."""
+        seeds = self.flags.seeds or 1
         if self.flags.search != "optuna" or any(record.status == "unfinished" for record in records):
             return []
         trials, _ = to_frames(records)
         by_id = {record.trial_id: record.point for record in records}
         chosen = [by_id[i] for i in trials.loc[finalists(trials, self.sweep.factor), "trial_id"]]
-        return [
-            {**point, "seed": seed} for point in chosen for seed in range(self.flags.seeds) if seed != point["seed"]
-        ]
+        return [{**point, "seed": seed} for point in chosen for seed in range(seeds) if seed != point["seed"]]
 
     def _measure_test_accuracy(self, trials: pd.DataFrame, chosen: pd.Index, data: ObjectRef[Dataset]) -> None:
         threads = self.flags.cpus_per_trial

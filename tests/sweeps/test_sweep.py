@@ -114,14 +114,26 @@ def kill_and_resume(folder: Path, kills: int, *flags: str) -> Path:
     return results
 
 
-@pytest.mark.timeout(600)
-def test_kill_9_of_the_driver_changes_no_number_of_a_grid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+def test_kill_9_of_the_driver_changes_no_number_of_a_grid(tmp_path: Path, kills: int) -> None:
     assert run(tmp_path, *LONGER, "--name", "whole").returncode == 0
     whole = load(tmp_path / "results" / "patch_size" / "whole")
-    killed = load(kill_and_resume(tmp_path, 2, *LONGER))
+    killed = load(kill_and_resume(tmp_path, kills, *LONGER))
     assert_frame_equal(reproducible(whole.trials), reproducible(killed.trials))
     assert_frame_equal(reproducible(whole.epochs), reproducible(killed.epochs))
     assert killed.epochs["attempt"].max() > 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_kill_9_loses_and_doubles_no_trial_of_a_search(tmp_path: Path) -> None:
+    flags = ("--search", "optuna", "--scheduler", "asha", "--num-samples", "16", "--seeds", "1")
+    results = load(kill_and_resume(tmp_path, 5, *TINY, "--budget", "3e10", *flags))
+    assert len(results.trials) == 16
+    assert results.trials["trial_id"].is_unique
+    assert results.trials["config/learning_rate"].is_unique
+    assert set(results.trials["status"]) <= {"completed", "stopped"}
+    assert not results.epochs.duplicated(["trial", "epoch"]).any()
 
 
 def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""A sweep on a cluster of several nodes that know nothing of the project."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import ROOT, run
+
+from sweeps.results import load
+
+START_CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+for _ in range(2):
+    cluster.add_node(num_cpus=1, include_dashboard=False)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Head and two worker nodes, started by a Python that cannot import the project."""
+    # -P and an empty PYTHONPATH are not enough where the project is installed editable: hide that too.
+    hide = tmp_path / "hide" / "sitecustomize.py"
+    hide.parent.mkdir()
+    hide.write_text(
+        "import sys\n"
+        "sys.meta_path = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
+        f"sys.path = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
+        "sys.path_hooks = [h for h in sys.path_hooks if '__editable__' not in repr(h)]\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(hide.parent)}
+    known = subprocess.run([sys.executable, "-c", "import core"], cwd=tmp_path, env=environment, capture_output=True)
+    assert b"No module named 'core'" in known.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-c", START_CLUSTER],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdin is not None
+    yield process.stdout.readline().strip()
+    process.stdin.close()
+    process.wait(60)
+    process.stdout.close()
+
+
+def test_workers_get_the_projects_code_with_the_job(address: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "--smoke", "--dataset", "shapes", "--name", "remote", env={"RAY_ADDRESS": address})
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = load(tmp_path / "results" / "patch_size" / "remote").trials
+    assert len(trials) == 4 and (trials["status"] == "completed").all()
+    too_large = run(tmp_path, "--smoke", "--dataset", "shapes", "--cpus-per-trial", "2", "--address", address)
+    assert too_large.returncode == 2
+    assert "the largest have 1 CPUs" in too_large.stderr
