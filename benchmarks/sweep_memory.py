@@ -150,7 +150,7 @@ def run_trials(settings: Settings, num_pictures: int, num_trials: int) -> Sample
             run.data = random_dataset(num_pictures)
             watch = Watch(num_trials)
             watch.start()
-            records = run._stage(runner.SEARCH_STAGE, run.resolved.points, ray.put(run.data))
+            records = run.stage(runner.SEARCH_STAGE, run.resolved.points, ray.put(run.data))
             sample = watch.stop()
         finally:
             ray.shutdown()

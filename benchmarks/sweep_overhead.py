@@ -96,7 +96,7 @@ def time_runner(num_trials: int, folder: Path) -> float:
         run = runner.Runner(sweep, run_folder.start(sweep, flags))
         stored = ray.put(run.data)
         started = time.perf_counter()
-        records = run._stage(runner.SEARCH_STAGE, run.resolved.points, stored)
+        records = run.stage(runner.SEARCH_STAGE, run.resolved.points, stored)
         elapsed = time.perf_counter() - started
     errors = [record.error for record in records if record.error]
     if len(records) != num_trials or errors:

@@ -1,7 +1,7 @@
 """`shapes`: a generated 10-class set of 32x32 pictures, for demonstrations and tests that must not download anything.
 
-Every picture holds one target shape, of random size, place, rotation and colours, over a shaded and noisy background
-with a few thin strokes as clutter. Shapes are small (a radius of 5 to 11 pixels) and some differ only in a detail
+Every picture holds one target shape, of random size, place, tilt and colours, over a shaded and noisy background
+with two thin strokes as clutter. Shapes are small (a radius of 6 to 12 pixels) and some differ only in a detail
 (circle and hexagon, heart and triangle, star and cross), so a coarse patch grid loses what tells them apart.
 """
 
@@ -104,9 +104,9 @@ def _draw(labels: _Array, rng: np.random.Generator) -> _Array:
     def per_image(low: float, high: float) -> _Array:
         return rng.uniform(low, high, (n, 1, 1))
 
-    radius = per_image(5, 11)
-    centre_x, centre_y = (radius + rng.uniform(0, 1, (n, 1, 1)) * (size - 2 * radius) for _ in range(2))
-    turn = per_image(0, 2 * np.pi)
+    radius = per_image(6, 12)
+    centre_x, centre_y = (size / 2 + per_image(-1, 1) * np.minimum(4, size / 2 - radius) for _ in range(2))
+    turn = per_image(-0.4, 0.4)
     dx, dy = (column - centre_x) / radius, (row - centre_y) / radius
     x, y = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
 
@@ -119,10 +119,10 @@ def _draw(labels: _Array, rng: np.random.Generator) -> _Array:
     foreground, background = _contrasting_colours(n, rng)
     shade = per_image(-0.25, 0.25) * (column / size - 0.5) + per_image(-0.25, 0.25) * (row / size - 0.5)
     canvas = background[:, None, None, :] + shade[..., None]
-    for _ in range(3):
+    for _ in range(2):
         canvas = _stroke(canvas, column, row, rng)
     canvas = canvas + coverage[..., None] * (foreground[:, None, None, :] - canvas)
-    canvas = canvas + rng.normal(0, 1, canvas.shape) * rng.uniform(0.02, 0.12, (n, 1, 1, 1))
+    canvas = canvas + rng.normal(0, 1, canvas.shape) * rng.uniform(0.02, 0.08, (n, 1, 1, 1))
     return np.asarray(np.clip(canvas, 0, 1) * 255 + 0.5, np.uint8)
 
 

@@ -44,12 +44,12 @@ def importance(results: SweepResults) -> dict[str, float]:
 
     Empty with fewer than two varied settings or eight completed trials: too little to say.
     """
-    done = results.trials[results.trials["status"] == "completed"]
-    columns: dict[str, pd.Series] = {c: done[c] for c in (*results.factors, "config/seed")}
+    done = results.trials.query("status == 'completed'")
+    columns = {c: pd.Series(done[c]) for c in (*results.factors, "config/seed")}
     names = [c for c, values in columns.items() if values.nunique() > 1]
     if len(names) < 2 or len(done) < 8:
         return {}
-    points = [dict(zip(names, row, strict=True)) for row in done[names].itertuples(index=False)]
+    points = [dict(zip(names, row, strict=True)) for row in zip(*(columns[name] for name in names), strict=True)]
     known: dict[str, BaseDistribution] = {
         name: FloatDistribution(columns[name].min(), columns[name].max())
         if pd.api.types.is_float_dtype(columns[name])

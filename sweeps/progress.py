@@ -73,6 +73,7 @@ class ProgressView:
     def _print_changes(self, trials: Sequence[Trial]) -> None:
         done = sum(trial.is_finished() for trial in trials)
         stamp = format_seconds(time.monotonic() - self._started)
+        changed = []
         for trial in trials:
             last = trial.last_result or {}
             line = _state(trial)
@@ -80,11 +81,11 @@ class ProgressView:
                 line += f" {last['progress']:.0%}, val accuracy {last['val_accuracy']:.1%}"
             if trial.status != Trial.PENDING and self._lines.get(trial.trial_id) != line:
                 self._lines[trial.trial_id] = line
-                self._console.print(
-                    f"[{stamp}, {done}/{self._total} done] {trial_name(trial.config)}: {line}",
-                    markup=False,
-                    soft_wrap=True,
-                )
+                changed.append(f"{trial_name(trial.config)}: {line}")
+        if len(changed) > _ROWS_SHOWN:
+            changed = [*changed[:_ROWS_SHOWN], f"and {len(changed) - _ROWS_SHOWN} more"]
+        for line in changed:
+            self._console.print(f"[{stamp}, {done}/{self._total} done] {line}", markup=False, soft_wrap=True)
 
 
 def _state(trial: Trial) -> str:

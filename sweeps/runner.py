@@ -97,9 +97,10 @@ class Runner:
         self.run.open(self.sweep, self.resolved, self.data)
         console.announce(self.sweep, self.flags, self.resolved, self.plans, self.data, self.run.path)
         stored = ray.put(self.data)
-        records = self._stage(SEARCH_STAGE, self.resolved.points, stored)
+        del self.data  # from here on there is one copy, in the object store
+        records = self.stage(SEARCH_STAGE, self.resolved.points, stored)
         if confirming := self._confirmation_points(records):
-            records = [*records, *self._stage(CONFIRM_STAGE, confirming, stored, earlier=records)]
+            records = [*records, *self.stage(CONFIRM_STAGE, confirming, stored, earlier=records)]
         trials, epochs = to_frames(records)
 
         counts = Counter(record.status for record in records)
@@ -114,7 +115,7 @@ class Runner:
         self._report()
         return EXIT_TRIALS_FAILED if counts["failed"] else EXIT_OK
 
-    def _stage(
+    def stage(
         self, stage: str, points: list[Point], data: ObjectRef[Dataset], earlier: Sequence[TrialRecord] = ()
     ) -> list[TrialRecord]:
         """Run or go on with one Tune experiment; the record of every trial, also of those that were interrupted."""

@@ -14,6 +14,9 @@ from sweeps.results import RUN_SPECIFIC_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--dataset", "shapes", "--set", "embed_dim=16", "depth=1", "num_heads=2", "compile=false")
+# Sweeps that this test has started; see conftest.py.
+STARTED: list[subprocess.Popen[str]] = []
+
 LONGER = (*TINY, "--budget", "3e10", "--seeds", "2")
 
 
@@ -24,7 +27,7 @@ def command(*flags: str, program: Path = ROOT / "sweeps" / "patch_size.py") -> l
 def start(folder: Path, *flags: str, program: Path = ROOT / "sweeps" / "patch_size.py") -> subprocess.Popen[str]:
     """Start a sweep in `folder`, in a session of its own; its output goes to `output.txt` there."""
     with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command(*flags, program=program),
             cwd=folder,
             stdout=output,
@@ -34,6 +37,8 @@ def start(folder: Path, *flags: str, program: Path = ROOT / "sweeps" / "patch_si
             # A shell that started the tests in the background has them ignore Ctrl-C, and children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+    STARTED.append(process)
+    return process
 
 
 def run(
