@@ -48,7 +48,7 @@ _IDLE = 0.9
 # Parts of our step by file and function, as cProfile names them; what is left of `train_until` is the forward pass.
 _WHOLE = ("core/train.py", "train_until")
 _PARTS = {
-    "data and augmentation": ("core/train.py", "at"),
+    "data and augmentation": ("core/batches.py", "at"),
     "backward": ("torch/_tensor.py", "backward"),
     "gradient clip": ("torch/nn/utils/clip_grad.py", "clip_grad_norm_"),
     "AdamW": ("torch/optim/adam.py", "step"),

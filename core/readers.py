@@ -3,15 +3,10 @@
 Whatever the source, pictures are decoded once and kept as `.npy` files in a cache folder for the next run.
 """
 
-import hashlib
 import io
-import json
-import logging
 import os
-import shutil
-import tempfile
 import urllib.error
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,22 +17,18 @@ from PIL import Image, UnidentifiedImageError
 
 from core import shapes
 from core.data import DataError, Dataset, ImageSet, make_dataset, names_of, stratified_split
+from core.decoded_cache import Pair, cached, default_cache_dir
 from core.runtime import import_torchvision
-
-logger = logging.getLogger(__name__)
 
 DATASETS = ("cifar10", "cifar100", "shapes", "folder")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-_CACHE_VERSION = 1
 _PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _CIFAR_LABEL_COLUMNS = {"cifar10": ("label",), "cifar100": ("fine_label", "label")}
 _CIFAR_NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _CIFAR_SIZE = (32, 32)
 _SHAPES_TRAIN, _SHAPES_TEST = 20_000, 2_000
-
-Pair = tuple[ImageSet, ImageSet]
 
 
 def load_dataset(
@@ -72,12 +63,6 @@ def default_data_root() -> Path:
     return Path(os.environ.get("PATCHWORK_DATA") or Path.home() / ".local" / "share" / "patchwork")
 
 
-def default_cache_dir() -> Path:
-    """`PATCHWORK_CACHE`, or the usual place for caches."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("PATCHWORK_CACHE") or Path(base) / "patchwork")
-
-
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
@@ -89,7 +74,7 @@ def _generate_shapes(cache_dir: Path) -> Pair:
     def draw() -> Pair:
         return part(_SHAPES_TRAIN, seed=0), part(_SHAPES_TEST, seed=1)
 
-    return _cached(cache_dir, "shapes", [Path(shapes.__file__)], draw)
+    return cached(cache_dir, "shapes", [Path(shapes.__file__)], draw)
 
 
 # --- CIFAR ------------------------------------------------------------------------------------------------------------
@@ -98,7 +83,7 @@ def _generate_shapes(cache_dir: Path) -> Pair:
 def _read_cifar(name: str, root: Path, cache_dir: Path, download: bool) -> tuple[str, Pair]:
     parquet = _find_parquet(name, root)
     if parquet:
-        return f"{name} parquet, " + _encoding(parquet["train"][0]), _cached(
+        return f"{name} parquet, " + _encoding(parquet["train"][0]), cached(
             cache_dir,
             name,
             [*parquet["train"], *parquet["test"]],
@@ -254,7 +239,7 @@ def _read_folder(root: Path, cache_dir: Path, split_seed: int) -> tuple[str, Pai
         return train.take(kept), train.take(held_out)
 
     key = f"folder-{split_seed}"
-    return f"folder {root.name}", _cached(cache_dir, key, [p for p, _ in (*train_files, *test_files)], decode)
+    return f"folder {root.name}", cached(cache_dir, key, [p for p, _ in (*train_files, *test_files)], decode)
 
 
 def _class_files(root: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
@@ -322,53 +307,3 @@ def _decode(entry: tuple[str, bytes | None], size: tuple[int, int] | None) -> np
         if isinstance(error, DataError):
             raise
         raise DataError(f"{where}: the picture is damaged ({error})") from error
-
-
-# --- cache ------------------------------------------------------------------------------------------------------------
-
-
-def _cached(cache_dir: Path, name: str, sources: Sequence[Path], read: Callable[[], Pair]) -> Pair:
-    """The decoded pair from the cache, or `read()` and keep it. A cache that cannot be used only costs time."""
-    identity = [_CACHE_VERSION, *sorted((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in sources)]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
-    folder = cache_dir / f"{name}-{key}"
-    if folder.is_dir():
-        try:
-            return _load_pair(folder)
-        except (OSError, ValueError, KeyError) as error:
-            logger.warning("the cache in %s cannot be used (%s); decoding again", folder, error)
-    pair = read()
-    try:
-        _save_pair(folder, pair)
-    except OSError as error:
-        logger.warning("the decoded pictures were not cached in %s (%s)", cache_dir, error)
-    return pair
-
-
-def _load_pair(folder: Path) -> Pair:
-    class_names = tuple(json.loads((folder / "classes.json").read_text()))
-    train, test = (
-        ImageSet(
-            images=np.load(folder / f"{split}_images.npy", allow_pickle=False),
-            labels=np.load(folder / f"{split}_labels.npy", allow_pickle=False),
-            class_names=class_names,
-        )
-        for split in ("train", "test")
-    )
-    return train, test
-
-
-def _save_pair(folder: Path, pair: Pair) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that a run that is killed leaves no half-written cache behind.
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        for split, part in zip(("train", "test"), pair, strict=True):
-            np.save(fresh / f"{split}_images.npy", part.images, allow_pickle=False)
-            np.save(fresh / f"{split}_labels.npy", part.labels, allow_pickle=False)
-        (fresh / "classes.json").write_text(json.dumps(pair[0].class_names))
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

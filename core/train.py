@@ -1,10 +1,8 @@
 """Training as one function: `train(config, data)`. Reads top-down; every random draw is a function of (seed, step)."""
 
 import dataclasses
-import hashlib
 import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from core import checkpoint
-from core.augment import crop_and_flip, normalise
+from core.augment import normalise
+from core.batches import Batches, seed_for
 from core.data import Dataset
 from core.evaluate import evaluate
 from core.flops import training_flops_per_image
@@ -218,11 +217,18 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.wall_s = self.cpu_s = 0.0
 
-        torch.manual_seed(_seed_for(config.seed, "weights", 0))
+        torch.manual_seed(seed_for(config.seed, "weights", 0))
         self.model = build_model(config.model).to(self.device).train()
         self.average = AveragedModel(self.model, multi_avg_fn=self._move_average, use_buffers=True)
         self.optimizer = build_adamw(self.model, config.learning_rate, config.weight_decay)
-        self.batches = _Batches(config, data, self.device)
+        self.batches = Batches(
+            data.train,
+            batch_size=config.batch_size,
+            crop_padding=config.crop_padding,
+            flip=config.flip,
+            seed=config.seed,
+            device=self.device,
+        )
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (data.mean, data.std))
         self.loss = self._compiled(self._loss)
 
@@ -235,7 +241,7 @@ class _Run:
         wall, cpu, first = time.perf_counter(), time.process_time(), self.step
         losses = torch.empty(end - first, device=self.device)
         while self.step < end:
-            torch.manual_seed(_seed_for(config.seed, "step", self.step))
+            torch.manual_seed(seed_for(config.seed, "step", self.step))
             for group in self.optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule_factor(
                     config.schedule,
@@ -364,49 +370,3 @@ class _Run:
             raise NonFiniteLossError(
                 f"the loss is {float(losses[bad[0]])} at step {step} of {self.plan.num_steps} with {self.config}"
             )
-
-
-class _Batches:
-    """The endless stream of shuffled passes over the training pictures, cut into batches; `at(step)` is stateless."""
-
-    def __init__(self, config: TrainConfig, data: Dataset, device: torch.device) -> None:
-        self.config = config
-        self.device = device
-        self.images, self.labels = (_as_tensor(a, device) for a in (data.train.images, data.train.labels))
-        self._orders: dict[int, Tensor] = {}
-
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        config = self.config
-        rows = self._rows(step * config.batch_size, config.batch_size).to(self.device)
-        generator = torch.Generator().manual_seed(_seed_for(config.seed, "augment", step))
-        images = crop_and_flip(self.images, rows, padding=config.crop_padding, flip=config.flip, generator=generator)
-        return images, self.labels[rows]
-
-    def _rows(self, start: int, count: int) -> Tensor:
-        parts = []
-        while count:
-            number, offset = divmod(start, len(self.labels))
-            part = self._order(number)[offset : offset + count]
-            parts.append(part)
-            start, count = start + len(part), count - len(part)
-        return torch.cat(parts)
-
-    def _order(self, number: int) -> Tensor:
-        if number not in self._orders:
-            generator = torch.Generator().manual_seed(_seed_for(self.config.seed, "order", number))
-            self._orders = {number: torch.randperm(len(self.labels), generator=generator)}
-        return self._orders[number]
-
-
-def _as_tensor(array: Any, device: torch.device) -> Tensor:
-    """A tensor over the array's own memory on the CPU (it is only read), a copy on any other device."""
-    with warnings.catch_warnings():
-        # Arrays from Ray's object store are read-only and shared by all trials; nothing here writes to them.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
-        return torch.from_numpy(array).to(device)
-
-
-def _seed_for(seed: int, stream: str, index: int) -> int:
-    """An independent seed for each use of randomness and each step."""
-    digest = hashlib.sha256(f"{seed}/{stream}/{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

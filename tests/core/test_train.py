@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from core import checkpoint
+from core.batches import Batches
 from core.data import Dataset, ImageSet, make_dataset
 from core.evaluate import evaluate
 from core.models import ViTConfig
@@ -125,16 +126,13 @@ def test_reports_are_even_or_once_a_pass() -> None:
     assert plan(config(epochs=0.1, reports=50), 1000).report_steps == (1, 2)
 
 
-def test_every_picture_is_seen_once_a_pass(shapes: Dataset) -> None:
-    from core.train import _Batches
-
+def test_every_picture_is_seen_once_a_pass() -> None:
     numbered = ImageSet(
         images=np.arange(70, dtype=np.uint8).repeat(48).reshape(70, 4, 4, 3),
         labels=np.arange(70) % 2,
         class_names=("a", "b"),
     )
-    data = dataclasses.replace(shapes, train=numbered)
-    batches = _Batches(config(batch_size=30, crop_padding=1), data, torch.device("cpu"))
+    batches = Batches(numbered, batch_size=30, crop_padding=1, flip=True, seed=0, device=torch.device("cpu"))
     seen = torch.cat([batches.at(step)[0][:, 0, 0, 0] for step in range(7)])
     for start in (0, 70, 140):
         assert sorted(seen[start : start + 70].tolist()) == list(range(70))
