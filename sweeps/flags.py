@@ -3,6 +3,7 @@
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -109,5 +110,6 @@ def _parse_value(text: str) -> Any:
 
 
 def command_line() -> str:
-    """What the user typed, for the record."""
-    return shlex.join(["python", *sys.argv])
+    """What the user typed, for the record; the program by its place in the project."""
+    program = Path(sys.argv[0])
+    return shlex.join(["python", f"{program.parent.name}/{program.name}", *sys.argv[1:]])
