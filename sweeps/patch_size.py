@@ -20,19 +20,23 @@ from sweeps.space import Choice, Uniform
 
 
 def answer(levels: Sequence[Level]) -> str:
-    """The winner, its lead over the runner-up in points, and whether seeds could explain the lead."""
-    best = levels[0]
+    """The winner (in validation), how far its test accuracy is from the others', and whether chance could explain it."""
+    best, *others = levels
     text = f"Patch size {best.value} is best: {_accuracy(best)} test accuracy"
-    if len(levels) == 1:
+    if not others:
         return f"{text}; no other size could be trained."
-    second, worst = levels[1], levels[-1]
-    lead = 100 * (best.test_mean - second.test_mean)
-    spread = 100 * max(best.test_std, second.test_std)  # NaN, so never below the lead, where there is one seed
-    doubt = "" if lead > 2 * spread else f" (which chance alone could explain, n={best.n})"
-    text += f", {lead:.1f} points above patch size {second.value}{doubt}"
-    if len(levels) > 2:
-        text += f" and {100 * (best.test_mean - worst.test_mean):.1f} above patch size {worst.value}"
+    second, last = others[0], others[-1]
+    spread = max(best.test_std, second.test_std)  # NaN, so never below the lead, where there is one seed
+    doubt = "" if best.test_mean - second.test_mean > 2 * spread else f" (chance alone could explain it, n={best.n})"
+    text += f", {_distance(best, second)} patch size {second.value}{doubt}"
+    if last is not second:
+        text += f" and {_distance(best, last)} patch size {last.value}"
     return text + "."
+
+
+def _distance(level: Level, other: Level) -> str:
+    points = 100 * (level.test_mean - other.test_mean)
+    return f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}"
 
 
 def _accuracy(level: Level) -> str:

@@ -112,7 +112,7 @@ def test_the_answer_names_the_winner_its_lead_and_doubt(tmp_path: Path) -> None:
     results = example(tmp_path)
     assert answer_of(results, answer) == (
         "Patch size 4 is best: 55.0 ± 0.0% test accuracy, 0.0 points above patch size 8 "
-        "(which chance alone could explain, n=3)."
+        "(chance alone could explain it, n=3)."
     )
     nothing = example(tmp_path / "none", [record(4, 0, None, status="failed")])
     assert answer_of(nothing, answer) == "No trial was completed, so there is no answer."
