@@ -5,7 +5,7 @@ more. So the sizes are compared twice: at equal training FLOPs, which is what on
 
     python sweeps/patch_size.py --budget 1e14            # equal FLOPs
     python sweeps/patch_size.py --epochs 3               # equal pictures seen
-    python sweeps/patch_size.py --dataset shapes --budget 4e12 --set embed_dim=64 depth=4
+    python sweeps/patch_size.py --dataset shapes --budget 1e12 --set embed_dim=64 depth=2 learning_rate=3e-3
     python sweeps/patch_size.py --resume latest
 
 More flags: --search optuna --scheduler asha also searches learning rate and weight decay for each size.
@@ -20,7 +20,7 @@ from sweeps.space import Choice, Uniform
 
 
 def answer(levels: Sequence[Level]) -> str:
-    """The winner (in validation), how far its test accuracy is from the others', and whether chance could explain it."""
+    """The winner (in validation), how far its test accuracy is from the others', and whether chance explains it."""
     best, *others = levels
     text = f"Patch size {best.value} is best: {_accuracy(best)} test accuracy"
     if not others:
