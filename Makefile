@@ -19,7 +19,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 
 type: .venv/installed-dev
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
