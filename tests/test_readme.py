@@ -1,0 +1,35 @@
+"""The README's numbers are those of the records, and its links lead somewhere."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from sweeps.report import answer_of, markdown_table, summary_rows
+from sweeps.results import load
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RECORDS = sorted(file.parent for file in ROOT.glob("docs/records/*/*/sweep.json"))
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.name)
+def test_table_answer_and_command_are_the_records(folder: Path) -> None:
+    results = load(folder)
+    sweep = importlib.import_module(f"sweeps.{results.sweep['sweep']}").SWEEP
+    for text in (README, (folder / "report.md").read_text()):
+        assert markdown_table(*summary_rows(results)) in text
+        assert answer_of(results, sweep.answer) in text.replace("\n", " ")
+    assert results.sweep["command"].replace(f" --name {folder.name}", "") in README
+
+
+def test_there_are_records() -> None:
+    assert RECORDS
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/reading_results.md"])
+def test_links_lead_to_files(page: str) -> None:
+    file = ROOT / page
+    for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
+        assert (file.parent / target).exists(), target
