@@ -25,14 +25,5 @@ def training_flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]
     return counter.get_total_flops() / 2
 
 
-def inference_flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
-    """FLOPs of one forward pass for one picture."""
-    with torch.device("meta"):
-        images = torch.empty(2, *image_shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _on_meta(model)(images)
-    return counter.get_total_flops() / 2
-
-
 def _on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).to("meta").train()

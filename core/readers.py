@@ -25,7 +25,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 _PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-_CIFAR_LABEL_COLUMNS = {"cifar10": ("label",), "cifar100": ("fine_label", "label")}
+_CIFAR_LABEL_COLUMN = {"cifar10": "label", "cifar100": "fine_label"}
 _CIFAR_NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _CIFAR_SIZE = (32, 32)
 _SHAPES_TRAIN, _SHAPES_TEST = 20_000, 2_000
@@ -197,10 +197,11 @@ def _parquet_rows(path: Path, column: str) -> Iterator[dict[str, bytes | None] |
 def _read_labels(name: str, path: Path, num_classes: int) -> np.ndarray:
     with _open_parquet(path) as file:
         columns = file.schema_arrow.names
-        column = next((c for c in _CIFAR_LABEL_COLUMNS[name] if c in columns), None)
-        if column is None:
-            wanted = " or ".join(map(repr, _CIFAR_LABEL_COLUMNS[name]))
-            raise DataError(f"{path} has no column {wanted}; its columns are {', '.join(columns)}")
+        column = _CIFAR_LABEL_COLUMN[name]
+        if column not in columns:
+            raise DataError(
+                f"{path} has no column {column!r}, so it is not {name}; its columns are {', '.join(columns)}"
+            )
         try:
             values = file.read(columns=[column]).column(0).to_pylist()
         except (OSError, pyarrow.ArrowException) as error:

@@ -1,6 +1,7 @@
 """The machine a run happens on: device, threads, precision, and a description of it for the run record."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import platform
@@ -79,6 +80,7 @@ def describe_machine() -> dict[str, object]:
     }
 
 
+@functools.cache  # asked at every checkpoint
 def source_commit() -> str | None:
     """The commit of the code that runs, `+dirty` where tracked files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent
@@ -87,7 +89,7 @@ def source_commit() -> str | None:
     try:
         commit = _git(root, "rev-parse", "--short=12", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit}+dirty" if changed else commit
 

@@ -83,8 +83,14 @@ class TrainConfig:
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive finite number, got {value}")
         for name, low in (("batch_size", 1), ("crop_padding", 0), ("seed", 0)):
-            _require(name, getattr(self, name), getattr(self, name) >= low, f"at least {low}")
-        _require("reports", self.reports, self.reports is None or self.reports >= 1, "at least 1, or None")
+            value = getattr(self, name)
+            _require(name, value, isinstance(value, int) and value >= low, f"a whole number of at least {low}")
+        whole = self.reports is None or (isinstance(self.reports, int) and self.reports >= 1)
+        _require("reports", self.reports, whole, "a whole number of at least 1, or None")
+        fits = self.crop_padding < self.model.image_size
+        _require("crop_padding", self.crop_padding, fits, f"below the picture's size, {self.model.image_size}")
+        _require("flip", self.flip, isinstance(self.flip, bool), "true or false")
+        _require("compile", self.compile, self.compile is None or isinstance(self.compile, bool), "true, false or None")
         _require("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive")
         _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
         _require("clip_norm", self.clip_norm, self.clip_norm > 0, "positive")

@@ -1,5 +1,6 @@
 """The command line that all sweeps share."""
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class Flags:
     name: Annotated[str | None, _optional("NAME", "the time of the start")] = None
     """Name of this run's folder, STORAGE/SWEEP/NAME."""
     resume: Annotated[str | None, _optional("FOLDER", "none")] = None
-    """Go on with a run: its folder, or `latest`. Other flags stay as they were, but for --address and --data-root."""
+    """Go on with a run: its folder, or `latest`. Other flags stay as they were, but for --address, --data-root
+    and --study-url."""
     study_url: Annotated[str | None, _optional("URL", "study.db in the results folder")] = None
     """Database for the Optuna study, such as postgresql://host/db."""
     mlflow_url: Annotated[str | None, _optional("URL", "none")] = None
@@ -112,4 +114,5 @@ def _parse_value(text: str) -> Any:
 def command_line() -> str:
     """What the user typed, for the record; the program by its place in the project."""
     program = Path(sys.argv[0])
-    return shlex.join(["python", f"{program.parent.name}/{program.name}", *sys.argv[1:]])
+    words = [re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", word) for word in sys.argv[1:]]  # no passwords in reports
+    return shlex.join(["python", f"{program.parent.name}/{program.name}", *words])

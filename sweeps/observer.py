@@ -77,7 +77,8 @@ class Observer(tune.Callback):
             return self._ended[trial.trial_id]
         has_finished = trial.trial_id in (self._finished or ())
         record = _record_of(trial, self._stage, has_finished)
-        if has_finished:
+        could_be_read = record.history or record.checkpoint is None
+        if has_finished and could_be_read:
             self._ended[trial.trial_id] = record
         return record
 
@@ -94,7 +95,9 @@ def _record_of(trial: Trial, stage: str, has_finished: bool) -> TrialRecord:
     relative = None
     if checkpoint is not None:
         history = _read_history(checkpoint)
-        relative = f"{stage}/{trial.custom_dirname}/{Path(checkpoint.path).name}"
+        # Tune may have changed the folder's name to make it unique.
+        folder = Path(checkpoint.path)
+        relative = f"{stage}/{folder.parent.name}/{folder.name}"
     error = trial.last_result.get("error") if trial.last_result else None
     if trial.status == Trial.ERROR:
         error = error or _last_line(trial.get_error())

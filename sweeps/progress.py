@@ -78,7 +78,7 @@ class ProgressView:
             last = trial.last_result or {}
             line = _state(trial)
             if "progress" in last:
-                line += f" {last['progress']:.0%}, val accuracy {last['val_accuracy']:.1%}"
+                line += f" {last['progress']:.0%}, val accuracy {_accuracy(last):.1%}"
             if trial.status != Trial.PENDING and self._lines.get(trial.trial_id) != line:
                 self._lines[trial.trial_id] = line
                 changed.append(f"{trial_name(trial.config)}: {line}")

@@ -62,7 +62,7 @@ class Resolved:
     @property
     def num_reports(self) -> int:
         """Evaluations of a trial, at most."""
-        return self.base["reports"] or math.ceil(self.base["epochs"])
+        return self.base["reports"] or math.ceil(self.base.get("epochs") or 1)
 
 
 def with_defaults(flags: Flags, sweep: Sweep) -> Flags:

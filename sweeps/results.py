@@ -121,9 +121,11 @@ def finalists(trials: pd.DataFrame, factor: str) -> pd.Index:
     no setting of its level is whole.
     """
     settings = [c for c in trials.columns if c.startswith("config/") and c != "config/seed"]
-    done = trials[trials["status"] == "completed"]
+    done = trials.query("status == 'completed'")
     if done.empty:
         return done.index
+    # A search may have drawn a setting twice: the second time tells nothing new, and is no further seed.
+    done = done.drop_duplicates([*settings, "seed"])
     mean = done.groupby(settings, dropna=False)["val_accuracy"].agg(["size", "mean"]).reset_index()
     best = mean.sort_values(["size", "mean"], ascending=False).drop_duplicates(f"config/{factor}")
     chosen = done.reset_index().merge(best[settings], on=settings)

@@ -94,6 +94,8 @@ class RunFolder:
         Raises:
             UsageError: the disk is too full for the trials' checkpoints.
         """
+        if _is_uri(self.flags.storage):
+            return
         # float32 weights, their average, AdamW's two moments and the served copy; two checkpoints a trial.
         needed = num_trials * num_params * 4 * 5 * 2
         free = shutil.disk_usage(self.path).free
@@ -140,7 +142,9 @@ def start(sweep: Sweep, flags: Flags) -> RunFolder:
         "started": _now(),
         "flags": dataclasses.asdict(flags),
     }
-    return RunFolder(path=path, flags=flags, record=record)
+    run = RunFolder(path=path, flags=flags, record=record)
+    run._write_record("starting")
+    return run
 
 
 def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
@@ -159,7 +163,7 @@ def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
         raise UsageError(f"{path} is not the folder of a sweep: it has no {SWEEP_FILE}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path / SWEEP_FILE} is damaged: {error}") from error
-    places = {name: getattr(flags, name) for name in ("address", "data_root") if getattr(flags, name)}
+    places = {name: getattr(flags, name) for name in ("address", "data_root", "study_url") if getattr(flags, name)}
     return RunFolder(path=path, flags=dataclasses.replace(kept, **places), record=record)
 
 

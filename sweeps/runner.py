@@ -28,7 +28,7 @@ from sweeps.observer import Observer
 from sweeps.progress import ProgressView
 from sweeps.question import SMOKE_PICTURES, Sweep, plans_by_level, resolve
 from sweeps.report import render
-from sweeps.results import TrialRecord, finalists, load, to_frames
+from sweeps.results import TrialRecord, finalists, levels, load, to_frames
 from sweeps.run_folder import RunFolder
 from sweeps.space import Point
 from sweeps.study import StudyWriter, distributions, to_distribution
@@ -54,7 +54,7 @@ def main(sweep: Sweep, flags: Flags) -> int:
     try:
         run = run_folder.reopen(sweep, flags) if flags.resume else run_folder.start(sweep, flags)
         try:
-            runner = Runner(sweep, run)
+            runner = Runner(sweep, run, resuming=flags.resume is not None)
         except BaseException:
             if not flags.resume:
                 run.discard()
@@ -77,7 +77,7 @@ def main(sweep: Sweep, flags: Flags) -> int:
 class Runner:
     """One run of a sweep, from its flags to its report. Making one checks all that can be checked beforehand."""
 
-    def __init__(self, sweep: Sweep, run: RunFolder) -> None:
+    def __init__(self, sweep: Sweep, run: RunFolder, *, resuming: bool = False) -> None:
         """
         Raises:
             UsageError: the flags, the data, the disk or the cluster rule the sweep out.
@@ -86,8 +86,9 @@ class Runner:
         self.resolved = resolve(sweep, run.flags)
         self.data = _load_data(run.flags)
         self.plans = plans_by_level(sweep, self.resolved, self.data)
-        largest = max(plan.num_params for plan in self.plans.values() if plan)
-        run.check_free_space(self.resolved.num_trials, largest)
+        if not resuming:  # else most of it is there already
+            largest = max(plan.num_params for plan in self.plans.values() if plan)
+            run.check_free_space(self.resolved.num_trials, largest)
         cluster.connect(self.flags.address)
         gpus = self.flags.gpus_per_trial
         self.gpus = gpus if gpus is not None else float(cluster.has_gpus())
@@ -110,7 +111,9 @@ class Runner:
         chosen = finalists(trials, self.sweep.factor)
         self._measure_test_accuracy(trials, chosen, stored)
         if len(chosen):
-            self.run.keep_best(trials.loc[chosen].sort_values("val_accuracy", ascending=False).iloc[0].to_dict())
+            winner = levels(trials, self.sweep.factor)[0].value
+            of_winner = trials.loc[chosen][trials.loc[chosen, f"config/{self.sweep.factor}"] == winner]
+            self.run.keep_best(of_winner.sort_values("val_accuracy", ascending=False).iloc[0].to_dict())
         self.run.write(trials, epochs, status="completed with failures" if counts["failed"] else "completed")
         self._report()
         return EXIT_TRIALS_FAILED if counts["failed"] else EXIT_OK

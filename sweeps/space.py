@@ -51,7 +51,11 @@ def grid_points(space: Mapping[str, Choice], seeds: int) -> list[Point]:
 
 
 def random_points(space: Space, num_samples: int, seeds: int, rng_seed: int = 0) -> list[Point]:
-    """`num_samples` independent draws, each with every seed; the same `rng_seed` gives the same points."""
+    """`num_samples` independent draws, each with every seed; the same `rng_seed` gives the same points.
+
+    A setting that is drawn again is left out, so that a small space may give fewer.
+    """
     rng = np.random.default_rng(rng_seed)
-    draws = [{name: domain.draw(rng) for name, domain in space.items()} for _ in range(num_samples)]
+    drawn = [{name: domain.draw(rng) for name, domain in space.items()} for _ in range(num_samples)]
+    draws = [draw for number, draw in enumerate(drawn) if draw not in drawn[:number]]
     return [draw | {"seed": seed} for draw in draws for seed in range(seeds)]

@@ -1,6 +1,5 @@
 """One trial: a setting turned into a `TrainConfig`, trained by `core.train`, reported to Tune. Runs on a worker."""
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -64,19 +63,21 @@ def configure(fields: Mapping[str, Any], data: Dataset) -> TrainConfig:
 def trial_name(point: Mapping[str, Any]) -> str:
     """A folder name that tells a setting, the same for the same setting: `learning_rate=0.002,patch_size=4,seed=1`."""
     settings = sorted((k, v) for k, v in point.items() if k != "seed")
-    words = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in settings]
-    return ",".join([*words, f"seed={point['seed']}"])
+    return ",".join([*(f"{name}={value}" for name, value in settings), f"seed={point['seed']}"])
 
 
 def run_trial(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> None:
     """Tune's trainable. What goes wrong inside a trial is its result, not an exception.
 
-    An exception would make Tune try again, which is right for a lost machine and futile for a setting that diverges.
+    An exception would make Tune try again, which is right for a lost machine or storage that fails for a while, and
+    futile for a setting that diverges.
     """
     torch.set_num_threads(settings.num_threads)
     warnings.filterwarnings("ignore", category=WastefulModelWarning)
     try:
         _train(point, data, settings)
+    except OSError:
+        raise
     except Exception as error:
         logger.exception("trial failed")
         tune.report({"val_accuracy": float("nan"), "epoch": -1, "error": _describe(error)})
@@ -140,23 +141,26 @@ def _download(source: str, target: Path) -> None:
 
 
 def _saved_states(stage_folder: str, scratch: Path) -> list[Path]:
-    """Local copies of this trial's checkpoints in storage, newest first.
+    """Local copies of this trial's checkpoints in storage, the one with the most epochs first.
 
     Storage itself is asked, not Tune's record of it: the record is written about once a second, so after a crash it can
-    be older than the newest checkpoint, or lack the trial.
+    be older than the newest checkpoint, or lack the trial; and Tune's numbers then start again below those on disk.
     """
     trial = Path(tune.get_context().get_trial_dir()).name
     filesystem, root = _filesystem(stage_folder)
     selector = pyarrow.fs.FileSelector(f"{root}/{trial}", allow_not_found=True)
-    names = sorted(f.base_name for f in filesystem.get_file_info(selector) if f.base_name.startswith("checkpoint_"))
-    local = []
-    for name in reversed(names):
-        copy = scratch / name
+    found: list[tuple[int, Path]] = []
+    for entry in filesystem.get_file_info(selector):
+        if not entry.base_name.startswith("checkpoint_"):
+            continue
+        copy = scratch / entry.base_name
         copy.mkdir()
-        with contextlib.suppress(OSError):  # half-written when the machine died: the one before it will do
-            _download(f"{stage_folder}/{trial}/{name}", copy)
-            local.append(copy)
-    return local
+        try:
+            _download(f"{stage_folder}/{trial}/{entry.base_name}", copy)
+            found.append((len(json.loads((copy / HISTORY_FILE).read_text())), copy))
+        except (FileNotFoundError, ValueError) as error:  # half-written when the machine died
+            logger.warning("%s is not whole: %s", entry.path, error)
+    return [copy for _, copy in sorted(found, reverse=True)]
 
 
 _LOCAL = pyarrow.fs.LocalFileSystem()

@@ -154,7 +154,7 @@ def test_a_diverging_loss_stops_with_step_and_config(shapes: Dataset) -> None:
         ({"schedule": "linear"}, "schedule must be one of cosine, trapezoid, got 'linear'"),
         ({"precision": "fp8"}, "precision must be 'bf16' or 'float32'"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
     ],
 )
 def test_wrong_fields_are_named(fields: dict[str, Any], message: str) -> None:

@@ -14,7 +14,7 @@ from pandas.testing import assert_frame_equal
 from support import LONGER, TINY, kill, reproducible, run, start, wait_for_checkpoints
 
 from core import checkpoint
-from sweeps.results import load
+from sweeps.results import levels, load
 
 FAULTY = Path(__file__).with_name("faulty_sweep.py")
 
@@ -35,8 +35,10 @@ def test_a_sweep_leaves_all_that_was_promised(tmp_path: Path) -> None:
     for relative in results.trials["checkpoint"]:
         checkpoint.load(folder / relative)
     best = checkpoint.load(folder / "best")
-    winner = results.trials.loc[results.trials["val_accuracy"].idxmax()]
-    assert best.metrics["val_accuracy"] == winner["val_accuracy"]
+    winner = levels(results.trials, "patch_size")[0].value
+    of_winner = results.trials[results.trials["config/patch_size"] == winner]
+    assert best.model_config.patch_size == winner
+    assert best.metrics["val_accuracy"] == of_winner["val_accuracy"].max()
     assert "test_accuracy" in best.metrics
     assert not (folder / "best" / "train_state.pt").exists()
     assert list(folder.glob("trials/*/events.out.tfevents*")), "TensorBoard files"
