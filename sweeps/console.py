@@ -81,7 +81,8 @@ def conclude(results: SweepResults, answer: Answer, run: RunFolder) -> None:
             table.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        OUT.print(table)
+        # Wider than a narrow terminal or a pipe, rather than cut off.
+        Console(highlight=False, width=max(110, OUT.width)).print(table)
     say(f"\n{answer_of(results, answer)}\n")
     say(f"results: {run.path} (report.html, report.md, trials.parquet, epochs.parquet)")
     if run.best.is_dir():

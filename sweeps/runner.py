@@ -67,11 +67,22 @@ def main(sweep: Sweep, flags: Flags) -> int:
     except KeyboardInterrupt:
         console.say_how_to_resume(sweep.name, folder, "interrupted")
         return EXIT_INTERRUPTED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _is_full_disk(error):
             raise
         console.say_how_to_resume(sweep.name, folder, "the disk is full")
         return EXIT_TRIALS_FAILED
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk is at the root of an error, however Tune or a library has wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "disk is full" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Runner:
