@@ -32,7 +32,7 @@ from sweeps.results import TrialRecord, finalists, levels, load, to_frames
 from sweeps.run_folder import RunFolder
 from sweeps.space import Point
 from sweeps.study import StudyWriter, distributions, to_distribution
-from sweeps.trial import TrialSettings, measure_test_accuracy, run_trial, trial_name
+from sweeps.trial import TrialSettings, has_whole_snapshot, measure_test_accuracy, run_trial, trial_name
 
 # How often a trial is tried again, from its last checkpoint, when its machine or process dies.
 MAX_MACHINE_FAILURES = 3
@@ -155,7 +155,7 @@ class Runner:
         )
         with ProgressView(console.OUT, total) as view:
             observer = Observer(view, on_records, stage)
-            if tune.Tuner.can_restore(location):
+            if tune.Tuner.can_restore(location) and has_whole_snapshot(location):
                 tuner = tune.Tuner.restore(location, trainable, resume_errored=True)
             else:
                 tuner = self._new_tuner(stage, trainable, points, total, searching)

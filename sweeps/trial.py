@@ -121,6 +121,24 @@ def measure_test_accuracy(checkpoint_folder: str, data: Dataset, num_threads: in
     return scores["accuracy"]
 
 
+def has_whole_snapshot(stage_folder: str) -> bool:
+    """Whether Tune's newest record of a stage can be read; it is not written at once, so a crash can tear it.
+
+    Tune itself would begin again without a word. A grid begun again by us finds its checkpoints by their names.
+    """
+    filesystem, root = _filesystem(stage_folder)
+    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
+    snapshots = sorted(entry.path for entry in entries if entry.base_name.startswith("experiment_state-"))
+    if not snapshots:
+        return False
+    with filesystem.open_input_stream(snapshots[-1]) as stream:
+        try:
+            return bool(json.loads(stream.read()))
+        except ValueError:
+            logger.warning("%s is torn; the stage begins again, from the checkpoints of its trials", snapshots[-1])
+            return False
+
+
 def copy_checkpoint(checkpoint_folder: str, target: Path, test_accuracy: float) -> None:
     """A trial's checkpoint as a folder fit for serving: without the training state, with its test accuracy."""
     with tempfile.TemporaryDirectory() as scratch:

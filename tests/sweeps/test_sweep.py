@@ -158,6 +158,17 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert len(load(folder).trials) == 8
 
 
+def test_a_torn_snapshot_costs_a_grid_nothing(tmp_path: Path) -> None:
+    assert run(tmp_path, "--smoke", "--dataset", "shapes", "--name", "torn").returncode == 0
+    folder = tmp_path / "results" / "patch_size" / "torn"
+    before = load(folder)
+    (snapshot,) = folder.glob("trials/experiment_state-*.json")
+    snapshot.write_bytes(snapshot.read_bytes()[:1000])
+    done = run(tmp_path, "--resume", "latest")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_frame_equal(reproducible(before.trials), reproducible(load(folder).trials))
+
+
 def test_optuna_with_asha_confirms_its_finalists(tmp_path: Path) -> None:
     flags = ("--search", "optuna", "--scheduler", "asha", "--num-samples", "10", "--seeds", "2", "--name", "searched")
     done = run(tmp_path, *TINY, "--budget", "1e10", *flags)
