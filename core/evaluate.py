@@ -16,7 +16,7 @@ def evaluate(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     *,
-    precision: str = "bf16",
+    precision: str = "auto",
     batch_size: int = 512,
 ) -> dict[str, float]:
     """Single-view accuracy in [0, 1] and mean cross-entropy in nats, on the device the model is on."""

@@ -48,7 +48,7 @@ class TrainConfig:
     label_smoothing: share of the target spread over all classes, in [0, 1).
     ema_decay: the evaluated weights are an exponential moving average with this decay; 0 for the raw weights.
     crop_padding: pictures are shifted by up to this many pixels. flip: half of them are mirrored.
-    precision: `bf16` (autocast) or `float32`.
+    precision: `bf16` (autocast), `float32`, or `auto`: bf16 where the device has instructions for it.
     compile: None compiles where a compiler is found and the run is long enough to gain.
     device: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
@@ -69,7 +69,7 @@ class TrainConfig:
     ema_decay: float = 0.99
     crop_padding: int = 4
     flip: bool = True
-    precision: str = "bf16"
+    precision: str = "auto"
     compile: bool | None = None
     device: str = "auto"
     seed: int = 0
@@ -97,7 +97,8 @@ class TrainConfig:
         for name in ("warmup_fraction", "cooldown_fraction", "label_smoothing", "ema_decay"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         _require("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-        _require("precision", self.precision, self.precision in ("bf16", "float32"), "'bf16' or 'float32'")
+        known = self.precision in ("auto", "bf16", "float32")
+        _require("precision", self.precision, known, "'auto', 'bf16' or 'float32'")
 
 
 def _require(name: str, value: object, holds: bool, allowed: str) -> None:

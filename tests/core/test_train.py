@@ -44,7 +44,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(shapes: Datas
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"schedule": "trapezoid", "reports": 4}, {"precision": "float32", "ema_decay": 0.0}]
+    "fields", [{}, {"schedule": "trapezoid", "reports": 4}, {"precision": "bf16", "ema_decay": 0.0}]
 )
 def test_resumed_after_any_epoch_the_weights_are_bit_identical(
     shapes: Dataset, tmp_path: Path, fields: dict[str, Any]
@@ -152,7 +152,7 @@ def test_a_diverging_loss_stops_with_step_and_config(shapes: Dataset) -> None:
         ({"epochs": float("inf")}, "epochs must be a positive finite number"),
         ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
         ({"schedule": "linear"}, "schedule must be one of cosine, trapezoid, got 'linear'"),
-        ({"precision": "fp8"}, "precision must be 'bf16' or 'float32'"),
+        ({"precision": "fp8"}, "precision must be 'auto', 'bf16' or 'float32'"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
     ],
