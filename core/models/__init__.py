@@ -4,25 +4,63 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
+from core.models.convnet import ConvNet, ConvNetConfig, ConvTrunk
+from core.models.hybrid import Hybrid, HybridConfig
+from core.models.resnet import ResNet, ResNetConfig
 from core.models.vit import VisionTransformer, ViTConfig, WastefulModelWarning
 
-__all__ = ["ModelConfig", "ViTConfig", "WastefulModelWarning", "build_model", "model_config", "model_kind"]
+__all__ = [
+    "MODEL_CONFIGS",
+    "ConvNetConfig",
+    "HybridConfig",
+    "ModelConfig",
+    "ResNetConfig",
+    "ViTConfig",
+    "WastefulModelWarning",
+    "build_model",
+    "initialise_from_data",
+    "model_config",
+    "model_kind",
+]
 
-ModelConfig = ViTConfig
+ModelConfig = ViTConfig | ResNetConfig | ConvNetConfig | HybridConfig
 
-_MODELS: dict[str, tuple[type[ModelConfig], type[nn.Module]]] = {"vit": (ViTConfig, VisionTransformer)}
+_MODELS: dict[str, tuple[type[ModelConfig], type[nn.Module]]] = {
+    "vit": (ViTConfig, VisionTransformer),
+    "resnet": (ResNetConfig, ResNet),
+    "convnet": (ConvNetConfig, ConvNet),
+    "hybrid": (HybridConfig, Hybrid),
+}
+
+MODEL_CONFIGS: dict[str, type[ModelConfig]] = {kind: config_class for kind, (config_class, _) in _MODELS.items()}
+"""The class of the config of each kind of model."""
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """A freshly initialised model (PyTorch's global generator draws the weights)."""
+    """A freshly initialised model (PyTorch's global generator draws the weights).
+
+    All kinds have `stages(images)`, the features after every stage, and `classify`, logits from the last of them.
+    """
     return _MODELS[model_kind(config)][1](config)
+
+
+def initialise_from_data(model: nn.Module, images: torch.Tensor) -> None:
+    """Let the parts that start from statistics of the training pictures do so.
+
+    Args:
+        images: normalised, `[n, channels, height, width]`; a thousand are plenty.
+    """
+    for module in model.modules():
+        if isinstance(module, ConvTrunk):
+            module.initialise_from_data(images)
 
 
 def model_kind(config: ModelConfig) -> str:
     """The name that stands for the config's class in a checkpoint, such as `vit`."""
-    return next(kind for kind, (config_class, _) in _MODELS.items() if type(config) is config_class)
+    return next(kind for kind, config_class in MODEL_CONFIGS.items() if type(config) is config_class)
 
 
 def model_config(kind: str, fields: Mapping[str, Any]) -> ModelConfig:
@@ -31,10 +69,9 @@ def model_config(kind: str, fields: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ValueError: the kind or a field is unknown, or a value is not allowed.
     """
-    if kind not in _MODELS:
-        raise ValueError(f"unknown model {kind!r}; known: {', '.join(_MODELS)}")
-    config_class = _MODELS[kind][0]
-    known = {field.name for field in dataclasses.fields(config_class)}
+    if kind not in MODEL_CONFIGS:
+        raise ValueError(f"unknown model {kind!r}; known: {', '.join(MODEL_CONFIGS)}")
+    known = {field.name for field in dataclasses.fields(MODEL_CONFIGS[kind])}
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"{kind} has no field {', '.join(unknown)}; its fields: {', '.join(sorted(known))}")
-    return config_class(**fields)
+    return MODEL_CONFIGS[kind](**fields)

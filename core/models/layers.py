@@ -1,4 +1,4 @@
-"""The parts of a vision transformer, written out: attention, MLP, LayerScale, DropPath and the pre-norm block."""
+"""The parts of a vision transformer, written out: attention, MLP, LayerScale, DropPath and the block."""
 
 import torch
 from jaxtyping import Float
@@ -12,10 +12,13 @@ class Attention(nn.Module):
     are a small share of the step, and on the CPU the fused kernel's bfloat16 backward pass takes three times as long.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.scale = (embed_dim // num_heads) ** -0.5
+        self.query_norm, self.key_norm = (
+            nn.LayerNorm(embed_dim // num_heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2)
+        )
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
@@ -23,6 +26,7 @@ class Attention(nn.Module):
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [batch, heads, tokens, dim / heads]
+        query, key = self.query_norm(query), self.key_norm(key)
         weights = ((query * self.scale) @ key.transpose(-2, -1)).softmax(dim=-1)
         return self.proj((weights @ value).transpose(1, 2).reshape(batch, tokens, dim))
 
@@ -69,18 +73,30 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + gamma * attention(norm(x)), then x + gamma * mlp(norm(x))."""
+    """Transformer block: x + gamma * attention(norm(x)), then x + gamma * mlp(norm(x)).
+
+    With `norm="post"` the norm comes after the sum instead: norm(x + gamma * attention(x)), and the same for the MLP.
+    """
 
     def __init__(
-        self, embed_dim: int, num_heads: int, *, mlp_ratio: float, layer_scale: float | None, drop_path_rate: float
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float,
+        norm: str,
+        layer_scale: float | None,
+        qk_norm: bool,
+        drop_path_rate: float,
     ) -> None:
         super().__init__()
 
         def gain() -> nn.Module:
             return nn.Identity() if layer_scale is None else LayerScale(embed_dim, layer_scale)
 
+        self.is_pre_norm = norm == "pre"
         self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.attention = Attention(embed_dim, num_heads)
+        self.attention = Attention(embed_dim, num_heads, qk_norm=qk_norm)
         self.scale1 = gain()
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.mlp = Mlp(embed_dim, int(mlp_ratio * embed_dim))
@@ -88,8 +104,11 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        x = x + self.drop_path(self.scale1(self.attention(self.norm1(x))))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        if self.is_pre_norm:
+            x = x + self.drop_path(self.scale1(self.attention(self.norm1(x))))
+            return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        x = self.norm1(x + self.drop_path(self.scale1(self.attention(x))))
+        return self.norm2(x + self.drop_path(self.scale2(self.mlp(x))))
 
 
 class PatchEmbed(nn.Module):

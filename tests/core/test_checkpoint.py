@@ -52,7 +52,8 @@ class TestCheckpoint:
         [
             (lambda c: c.update(format_version=99), "format version 99, this code reads 1"),
             (lambda c: c.pop("class_names"), "lacks or garbles a field: 'class_names'"),
-            (lambda c: c.update(model="resnet"), "unknown model 'resnet'"),
+            (lambda c: c.update(model="vgg"), "unknown model 'vgg'"),
+            (lambda c: c.update(model="resnet"), "resnet has no field depth"),
             (lambda c: c["model_config"].update(patch_size=3), "patch_size=3 does not divide image_size=8"),
             (lambda c: c["model_config"].update(dropout=0.1), "has no field dropout"),
             (lambda c: c["class_names"].append("d"), "names 4 classes, its model has 3"),

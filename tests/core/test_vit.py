@@ -8,6 +8,7 @@ from timm.layers import DropPath as TimmDropPath
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
+from core.flops import training_flops_per_image
 from core.models import ViTConfig, WastefulModelWarning, build_model, model_config
 from core.models.layers import DropPath, sincos_position_embedding
 from core.models.vit import VisionTransformer
@@ -25,6 +26,7 @@ def timm_twin(config: ViTConfig) -> TimmViT:
         num_heads=config.num_heads,
         mlp_ratio=config.mlp_ratio,
         init_values=config.layer_scale,
+        qk_norm=config.qk_norm,
         class_token=config.pooling == "cls",
         global_pool="token" if config.pooling == "cls" else "avg",
         fc_norm=False,
@@ -40,6 +42,8 @@ def copy_to_timm(ours: VisionTransformer, theirs: TimmViT) -> None:
             "patch_embed.proj": "patch_embed.proj",
             "position": "pos_embed",
             ".attention.": ".attn.",
+            ".query_norm.": ".q_norm.",
+            ".key_norm.": ".k_norm.",
             ".scale1.": ".ls1.",
             ".scale2.": ".ls2.",
         }.items():
@@ -50,8 +54,9 @@ def copy_to_timm(ours: VisionTransformer, theirs: TimmViT) -> None:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("position", ["learned", "sincos"])
-def test_logits_and_gradients_equal_timms_on_the_same_weights(pooling: str, position: str) -> None:
-    config = dataclasses.replace(SMALL, pooling=pooling, position=position)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_logits_and_gradients_equal_timms_on_the_same_weights(pooling: str, position: str, qk_norm: bool) -> None:
+    config = dataclasses.replace(SMALL, pooling=pooling, position=position, qk_norm=qk_norm)
     torch.manual_seed(0)
     ours = VisionTransformer(config)
     for parameter in ours.parameters():  # no zeros or ones left that could hide a missing part
@@ -77,6 +82,8 @@ def test_logits_and_gradients_equal_timms_on_the_same_weights(pooling: str, posi
         ({"embed_dim": 6, "num_heads": 2, "position": "sincos"}, "embed_dim=6 must be divisible by 4"),
         ({"pooling": "max"}, "pooling must be 'cls' or 'mean', got 'max'"),
         ({"position": "rotary"}, "position must be"),
+        ({"norm": "both"}, "norm must be 'pre' or 'post', got 'both'"),
+        ({"patch_drop_rate": 1.0}, r"patch_drop_rate must lie in \[0, 1\)"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate must lie in \[0, 1\)"),
         ({"layer_scale": 0.0}, "layer_scale must be positive or None"),
         ({"mlp_ratio": 0.001}, "leaves no hidden channel"),
@@ -147,3 +154,32 @@ def test_drop_path_keeps_the_mean_drops_whole_pictures_and_matches_timms_rate() 
 def test_drop_path_rises_with_depth() -> None:
     model = VisionTransformer(dataclasses.replace(SMALL, drop_path_rate=0.2))
     assert [block.drop_path.rate for block in model.blocks] == [0, 0.1, 0.2]
+
+
+def test_zero_initialised_residuals_make_every_block_start_as_the_identity() -> None:
+    model = VisionTransformer(dataclasses.replace(SMALL, zero_init_residual=True))
+    tokens = torch.randn(2, 17, 24)
+    for block in model.blocks:
+        torch.testing.assert_close(block(tokens), tokens)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_share_of_the_patches_is_left_out_in_training_alone(pooling: str) -> None:
+    config = dataclasses.replace(SMALL, pooling=pooling, patch_drop_rate=0.25)
+    model = VisionTransformer(config)
+    images = torch.randn(2, 3, 16, 16)
+    has_cls = int(pooling == "cls")
+    assert model.train().stages(images)[-1].shape == (2, 12 + has_cls, 24)
+    assert model.eval().stages(images)[-1].shape == (2, 16 + has_cls, 24)
+    costs = [training_flops_per_image(VisionTransformer(c), (3, 16, 16)) for c in (SMALL, config)]
+    assert costs[1] < 0.85 * costs[0]
+
+
+@pytest.mark.parametrize("position", ["learned", "sincos"])
+def test_a_smaller_picture_has_its_positions_interpolated(position: str) -> None:
+    model = VisionTransformer(dataclasses.replace(SMALL, position=position))
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 7)
+    grid = model.position[0, 1:].view(4, 4, 24)
+    small = model._position(4)[0, 1:].view(2, 2, 24)
+    torch.testing.assert_close(small[0, 1], grid[:2, 2:].mean(dim=(0, 1)))
+    assert torch.equal(model._position(4)[0, 0], model.position[0, 0])
