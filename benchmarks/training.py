@@ -37,7 +37,8 @@ from core.data import Dataset, subset
 from core.models import ViTConfig
 from core.readers import load_dataset
 from core.runtime import import_torchvision, resolve_device
-from core.train import Plan, TrainConfig, plan, train
+from core.train import TrainConfig, plan, train
+from core.train_config import Plan
 
 STEPS_A_CHUNK = 4
 _MATRIX_SIZES = (1024, 1536, 2048)

@@ -1,6 +1,7 @@
 """Augmentation on batches: every picture gets a draw of its own, from a generator that the caller seeds."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,47 @@ from core import pixel_ops
 
 # Share of the picture that erasing covers, and the shape of the box: the defaults of torchvision's RandomErasing.
 _ERASED_AREA, _ERASED_ASPECT = (0.02, 0.33), (0.3, 3.3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """What training pictures go through, in this order.
+
+    crop_padding: they are shifted by up to this many pixels, and what is missing is mirrored in.
+    flip: `true` mirrors half of them, by a coin; `alternating` mirrors every picture in every other pass over the set,
+        a coin deciding in which (Jordan, 2024); `false` mirrors none.
+    trivial_augment: one random operation a picture (see `core.trivial_augment`).
+    color_jitter: strength of random changes of brightness, contrast, saturation and (a quarter of it) hue.
+    random_erasing: probability that a box of the picture is blotted out.
+    mixup_alpha, cutmix_alpha: how evenly two pictures are mixed (see `mix`); 0 for not at all.
+    """
+
+    crop_padding: int = 4
+    flip: bool | str = True
+    trivial_augment: bool = False
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.crop_padding, int) or self.crop_padding < 0:
+            raise ValueError(f"crop_padding must be a whole number of at least 0, got {self.crop_padding!r}")
+        if not isinstance(self.flip, bool) and self.flip != "alternating":
+            raise ValueError(f"flip must be true, false or 'alternating', got {self.flip!r}")
+        if not isinstance(self.trivial_augment, bool):
+            raise ValueError(f"trivial_augment must be true or false, got {self.trivial_augment!r}")
+        for name, high in (("color_jitter", 2), ("random_erasing", 1)):
+            if not 0 <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie in [0, {high}], got {getattr(self, name)}")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures, and so their labels, are mixed."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 
 def crop_and_flip(
@@ -114,7 +156,8 @@ def draw_boxes(
     """
     attempts = 10
     area = height * width * _uniform(*_ERASED_AREA, (batch, attempts), generator)
-    aspect = _uniform(*map(math.log, _ERASED_ASPECT), (batch, attempts), generator).exp()
+    low, high = map(math.log, _ERASED_ASPECT)
+    aspect = _uniform(low, high, (batch, attempts), generator).exp()
     heights, widths = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (heights < height) & (widths < width)
     first = fits.int().argmax(dim=1, keepdim=True)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from core.models import ModelConfig, WastefulModelWarning, build_model, model_config, model_kind
+from core.models import Classifier, ModelConfig, WastefulModelWarning, build_model, model_config, model_kind
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -32,7 +32,7 @@ class Checkpoint:
     training: the resolved training configuration, for the record.
     """
 
-    model: nn.Module
+    model: Classifier
     model_config: ModelConfig
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -109,7 +109,7 @@ def load(folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def _build_quietly(fields: ModelConfig) -> nn.Module:
+def _build_quietly(fields: ModelConfig) -> Classifier:
     with warnings.catch_warnings():
         # Whoever trained it has been warned; who uses it cannot change it.
         warnings.simplefilter("ignore", WastefulModelWarning)

@@ -3,8 +3,11 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+# Two, so that a batch norm does not refuse; the count is linear in the batch.
+_PICTURES = 2
 
 
 def training_flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
@@ -16,14 +19,19 @@ def training_flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]
     Args:
         image_shape: channels, height, width.
     """
-    # Two pictures, so that a batch norm does not refuse; the count is linear in the batch.
-    with torch.device("meta"):
-        images = torch.empty(2, *image_shape)
-    shadow = _on_meta(model)
     with FlopCounterMode(display=False) as counter:
-        shadow(images).sum().backward()
-    return counter.get_total_flops() / 2
+        _shadow_pass(model, image_shape, training=True).sum().backward()
+    return counter.get_total_flops() / _PICTURES
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).to("meta").train()
+def forward_flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
+    """FLOPs of one forward pass in evaluation mode for one picture, counted in the same way."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _shadow_pass(model, image_shape, training=False)
+    return counter.get_total_flops() / _PICTURES
+
+
+def _shadow_pass(model: nn.Module, image_shape: tuple[int, int, int], *, training: bool) -> Tensor:
+    with torch.device("meta"):
+        images = torch.empty(_PICTURES, *image_shape)
+    return copy.deepcopy(model).to("meta").train(training)(images)

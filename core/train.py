@@ -1,7 +1,6 @@
 """Training as one function: `train(config, data)`. Reads top-down; every random draw is a function of (seed, step)."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -17,16 +17,20 @@ from core import checkpoint
 from core.augment import normalise
 from core.batches import Batches, seed_for
 from core.data import Dataset
+from core.distill import feature_loss, load_teacher, soft_loss, warn_if_weak
 from core.evaluate import evaluate
-from core.flops import training_flops_per_image
-from core.models import ModelConfig, build_model
-from core.optim import SCHEDULES, build_adamw, schedule_factor
+from core.models import Classifier, build_model, initialise_from_data
+from core.optim import build_optimizers, schedule_factor
 from core.runtime import autocast, can_compile, resolve_device, source_commit
+from core.train_config import TrainConfig, plan
 
 STATE_FILE = "train_state.pt"
 
 # Compiling takes 15 to 40 seconds on a CPU and gains about a fifth: below this many FLOPs it does not pay.
 COMPILE_ABOVE_FLOPS = 3e13
+
+# The parts of the loss, as they are logged. `loss_floor` is no part but the least that `hard_loss` can be.
+LOSS_PARTS = ("train_loss", "loss_floor", "hard_loss", "soft_loss", "feature_loss")
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -35,86 +39,6 @@ class NonFiniteLossError(ArithmeticError):
 
 class ResumeError(ValueError):
     """The folder holds no training state, or one of another configuration."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """A training run. Exactly one of the three budgets is given; a field of the wrong value fails when this is made.
-
-    flops, images, epochs: the budget: training FLOPs (forward and backward), pictures seen, or passes over the set.
-    reports: how many times, evenly spaced, the run is evaluated and can be saved; None for once a pass.
-    learning_rate: the peak, of AdamW; see `core.optim.schedule_factor` for the schedules.
-    clip_norm: gradients are scaled down to this norm.
-    label_smoothing: share of the target spread over all classes, in [0, 1).
-    ema_decay: the evaluated weights are an exponential moving average with this decay; 0 for the raw weights.
-    crop_padding: pictures are shifted by up to this many pixels. flip: half of them are mirrored.
-    precision: `bf16` (autocast), `float32`, or `auto`: bf16 where the device has instructions for it.
-    compile: None compiles where a compiler is found and the run is long enough to gain.
-    device: `auto`, `cpu`, `cuda` or `cuda:N`.
-    """
-
-    model: ModelConfig
-    flops: float | None = None
-    images: int | None = None
-    epochs: float | None = None
-    reports: int | None = None
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    schedule: str = "cosine"
-    warmup_fraction: float = 0.1
-    cooldown_fraction: float = 0.3
-    clip_norm: float = 1.0
-    label_smoothing: float = 0.05
-    ema_decay: float = 0.99
-    crop_padding: int = 4
-    flip: bool = True
-    precision: str = "auto"
-    compile: bool | None = None
-    device: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        budgets = {name: getattr(self, name) for name in ("flops", "images", "epochs")}
-        given = {name: value for name, value in budgets.items() if value is not None}
-        if len(given) != 1:
-            raise ValueError(f"give exactly one budget of flops, images and epochs, got {given or 'none'}")
-        for name, value in given.items():
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive finite number, got {value}")
-        for name, low in (("batch_size", 1), ("crop_padding", 0), ("seed", 0)):
-            value = getattr(self, name)
-            _require(name, value, isinstance(value, int) and value >= low, f"a whole number of at least {low}")
-        whole = self.reports is None or (isinstance(self.reports, int) and self.reports >= 1)
-        _require("reports", self.reports, whole, "a whole number of at least 1, or None")
-        fits = self.crop_padding < self.model.image_size
-        _require("crop_padding", self.crop_padding, fits, f"below the picture's size, {self.model.image_size}")
-        _require("flip", self.flip, isinstance(self.flip, bool), "true or false")
-        _require("compile", self.compile, self.compile is None or isinstance(self.compile, bool), "true, false or None")
-        _require("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive")
-        _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
-        _require("clip_norm", self.clip_norm, self.clip_norm > 0, "positive")
-        for name in ("warmup_fraction", "cooldown_fraction", "label_smoothing", "ema_decay"):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
-        _require("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-        known = self.precision in ("auto", "bf16", "float32")
-        _require("precision", self.precision, known, "'auto', 'bf16' or 'float32'")
-
-
-def _require(name: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What a config comes to on a training set: steps, their cost, and the steps after which the run reports."""
-
-    num_steps: int
-    batch_size: int
-    flops_per_image: float
-    num_params: int
-    report_steps: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,39 +54,9 @@ class EpochReport:
 class TrainResult:
     """The evaluated (averaged) model and a row of metrics an epoch."""
 
-    model: nn.Module
+    model: Classifier
     history: list[dict[str, Any]]
     save: Callable[[Path], None]
-
-
-def plan(config: TrainConfig, num_train: int) -> Plan:
-    """Work out the run before it starts, without data and without touching the device."""
-    with torch.device("meta"):
-        model = build_model(config.model)
-    shape = (config.model.in_channels, config.model.image_size, config.model.image_size)
-    flops_per_image = training_flops_per_image(model, shape)
-    if config.flops is not None:
-        images = config.flops / flops_per_image
-    elif config.images is not None:
-        images = config.images
-    else:
-        assert config.epochs is not None  # one of the three is given
-        images = config.epochs * num_train
-    num_steps = max(1, round(images / config.batch_size))
-    if config.reports is None:
-        passes = math.ceil(num_steps * config.batch_size / num_train)
-        marks = [round(p * num_train / config.batch_size) for p in range(1, passes)]
-    else:
-        marks = [round(num_steps * r / config.reports) for r in range(1, config.reports)]
-    report_steps = tuple(sorted({min(max(1, mark), num_steps) for mark in (*marks, num_steps)}))
-    num_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Plan(
-        num_steps=num_steps,
-        batch_size=config.batch_size,
-        flops_per_image=flops_per_image,
-        num_params=num_params,
-        report_steps=report_steps,
-    )
 
 
 def train(
@@ -183,9 +77,9 @@ def train(
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
         ResumeError: `resume_from` cannot be used.
-        ValueError: the model does not fit the pictures.
+        ValueError: the model or the teacher does not fit the data.
     """
-    _check_fit(config, data)
+    check_fit(config, data)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         run = _Run(config, data)
         if resume_from is not None:
@@ -200,7 +94,16 @@ def train(
     return TrainResult(model=run.averaged, history=run.history, save=run.save)
 
 
-def _check_fit(config: TrainConfig, data: Dataset) -> None:
+def check_fit(config: TrainConfig, data: Dataset) -> None:
+    """What can be checked of a run before it starts.
+
+    Raises:
+        CheckpointError: the teacher's folder is not a usable checkpoint.
+        ValueError: the model or the teacher does not fit the pictures or the classes.
+
+    Warns:
+        WeakTeacherWarning: the teacher is below `target_accuracy`.
+    """
     _, height, width, channels = data.train.images.shape
     model = config.model
     if (height, width, channels) != (model.image_size, model.image_size, model.in_channels):
@@ -210,6 +113,34 @@ def _check_fit(config: TrainConfig, data: Dataset) -> None:
         )
     if len(data.class_names) != model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, {data.name} has {len(data.class_names)}")
+    teacher = _teacher_of(config, data)
+    if teacher is not None and config.target_accuracy is not None:
+        assert config.teacher is not None
+        warn_if_weak(teacher, config.teacher, config.target_accuracy)
+
+
+def _teacher_of(config: TrainConfig, data: Dataset) -> checkpoint.Checkpoint | None:
+    if not config.distils:
+        return None
+    assert config.teacher is not None
+    shape = config.model
+    return load_teacher(
+        config.teacher, class_names=data.class_names, image_size=shape.image_size, in_channels=shape.in_channels
+    )
+
+
+def _place(model: Classifier, device: torch.device) -> Classifier:
+    """On the device, with kernels channels-last in memory, as `normalise` lays out pictures."""
+    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def target_entropy(
+    targets: Int64[Tensor, " batch"] | Float[Tensor, "batch classes"], num_classes: int, label_smoothing: float
+) -> Float[Tensor, ""]:
+    """Mean entropy of the labels in nats, once they are mixed and smoothed: no cross-entropy with them can be less."""
+    shares = targets if targets.is_floating_point() else F.one_hot(targets, num_classes).float()
+    shares = (1 - label_smoothing) * shares + label_smoothing / num_classes
+    return torch.special.entr(shares).sum(dim=1).mean()
 
 
 class _Run:
@@ -224,53 +155,73 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.wall_s = self.cpu_s = 0.0
 
-        torch.manual_seed(seed_for(config.seed, "weights", 0))
-        self.model = build_model(config.model).to(self.device).train()
-        self.average = AveragedModel(self.model, multi_avg_fn=self._move_average, use_buffers=True)
-        self.optimizer = build_adamw(self.model, config.learning_rate, config.weight_decay)
         self.batches = Batches(
             data.train,
             batch_size=config.batch_size,
-            crop_padding=config.crop_padding,
-            flip=config.flip,
+            augmentation=config.augmentation,
+            mean=data.mean,
             seed=config.seed,
             device=self.device,
         )
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (data.mean, data.std))
+        torch.manual_seed(seed_for(config.seed, "weights", 0))
+        self.model = _place(build_model(config.model), self.device).train()
+        initialise_from_data(self.model, normalise(self.batches.images[:1000], self.mean, self.std))
+        self.average = AveragedModel(self.model, multi_avg_fn=self._move_average, use_buffers=True)
+        self.optimizers = build_optimizers(
+            self.model,
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            muon_learning_rate=config.muon_learning_rate,
+            momentum=config.momentum,
+        )
+        self.teacher: Classifier | None = None
+        if (teacher := _teacher_of(config, data)) is not None:
+            self.teacher = _place(teacher.model, self.device).requires_grad_(False)
+            self.teacher_mean, self.teacher_std = (
+                torch.tensor(v, device=self.device) for v in (teacher.mean, teacher.std)
+            )
         self.loss = self._compiled(self._loss)
 
     @property
-    def averaged(self) -> nn.Module:
-        return self.average.module.eval()
+    def averaged(self) -> Classifier:
+        average = self.average.module
+        assert isinstance(average, Classifier)
+        return average.eval()
 
     def train_until(self, end: int) -> None:
         config = self.config
         wall, cpu, first = time.perf_counter(), time.process_time(), self.step
-        losses = torch.empty(end - first, device=self.device)
+        losses = torch.empty(end - first, len(LOSS_PARTS), device=self.device)
         while self.step < end:
             torch.manual_seed(seed_for(config.seed, "step", self.step))
-            for group in self.optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule_factor(
-                    config.schedule,
-                    self.step,
-                    self.plan.num_steps,
-                    warmup_fraction=config.warmup_fraction,
-                    cooldown_fraction=config.cooldown_fraction,
-                )
-            loss = self.loss(*self.batches.at(self.step))
+            factor = schedule_factor(
+                config.schedule,
+                self.step,
+                self.plan.num_steps,
+                warmup_fraction=config.warmup_fraction,
+                cooldown_fraction=config.cooldown_fraction,
+            )
+            images, targets = self.batches.at(self.step)
+            size = config.coarse_image_size if self.step < self.plan.coarse_steps else None
+            loss, parts = self.loss(images, targets, self._ask_teacher(images), size)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * factor
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             self.average.update_parameters(self.model)
-            losses[self.step - first] = loss.detach()
+            losses[self.step - first] = parts
             self.step += 1
             # Reading the loss waits for the GPU, so there it is looked at now and then; the step named is exact anyhow.
             if self.device.type == "cpu" or self.step % 50 == 0 or self.step == end:
-                self._check_finite(losses[: self.step - first], first)
+                self._check_finite(losses[: self.step - first, 0], first)
         self.wall_s += time.perf_counter() - wall
         self.cpu_s += time.process_time() - cpu
-        self.train_loss = float(losses.mean())
+        self.losses = dict(zip(LOSS_PARTS, losses.mean(dim=0).tolist(), strict=True))
 
     def evaluate(self) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -279,6 +230,7 @@ class _Run:
         self.wall_s += time.perf_counter() - wall
         self.cpu_s += time.process_time() - cpu
         images_seen = self.step * config.batch_size
+        parts = LOSS_PARTS if self.teacher else LOSS_PARTS[:2]
         self.history.append(
             {
                 "epoch": len(self.history) + 1,
@@ -287,9 +239,10 @@ class _Run:
                 "progress": self.step / self.plan.num_steps,
                 "passes": images_seen / len(data.train),
                 "images_seen": images_seen,
-                "train_flops": images_seen * self.plan.flops_per_image,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "train_loss": self.train_loss,
+                "train_flops": self.plan.train_flops(self.step),
+                "teacher_flops": self.plan.teacher_flops(self.step),
+                "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+                **{name: self.losses[name] for name in parts},
                 "val_loss": scores["loss"],
                 "val_accuracy": scores["accuracy"],
                 "num_params": self.plan.num_params,
@@ -321,7 +274,7 @@ class _Run:
             "history": self.history,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         fresh = folder / f".{STATE_FILE}"
         torch.save(state, fresh)
@@ -343,21 +296,51 @@ class _Run:
             raise ResumeError(f"{folder} was trained under another configuration ({changes})")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.history = state["step"], state["history"]
         self.attempt = self.history[-1]["attempt"] + 1
         self.wall_s, self.cpu_s = self.history[-1]["wall_s"], self.history[-1]["cpu_s"]
 
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        with autocast(self.device, self.config.precision):
-            logits = self.model(normalise(images, self.mean, self.std))
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+    def _ask_teacher(self, images: Tensor) -> list[Tensor] | None:
+        """The teacher's features after each stage and, last, its logits, on the student's own view of the pictures."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), autocast(self.device, self.config.precision):
+            stages = self.teacher.stages(normalise(images, self.teacher_mean, self.teacher_std))
+            return [*stages, self.teacher.classify(stages[-1])]
 
-    def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _loss(
+        self, images: Tensor, targets: Tensor, teacher: list[Tensor] | None, size: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and its parts as in `LOSS_PARTS`, cut off from the gradient."""
+        config = self.config
+        pixels = normalise(images, self.mean, self.std)
+        if size is not None:
+            pixels = F.interpolate(pixels, size=(size, size), mode="area")
+        with autocast(self.device, config.precision):
+            stages = self.model.stages(pixels)
+            logits = self.model.classify(stages[-1])
+        logits = logits.float()
+        hard = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+        floor = target_entropy(targets, logits.shape[1], config.label_smoothing)
+        soft = features = torch.zeros_like(hard)
+        loss = hard
+        if teacher is not None:
+            assert config.temperature is not None
+            *seen, answers = teacher
+            answers = answers.float()
+            soft = soft_loss(logits, answers, temperature=config.temperature, standardise=config.standardise_logits)
+            loss = (1 - config.distill_weight) * hard + config.distill_weight * soft
+            if config.feature_weight:
+                features = feature_loss(stages, seen)
+                loss = loss + config.feature_weight * features
+        return loss, torch.stack([loss, floor, hard, soft, features]).detach()
+
+    def _compiled(self, function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
         wanted = self.config.compile
         if wanted is None:
-            total = self.plan.num_steps * self.config.batch_size * self.plan.flops_per_image
-            wanted = total >= COMPILE_ABOVE_FLOPS and can_compile(self.device)
+            wanted = self.plan.train_flops(self.plan.num_steps) >= COMPILE_ABOVE_FLOPS and can_compile(self.device)
         if not wanted:
             return function
         # Each config compiles its own step; without this the ninth in one process would silently run uncompiled.
@@ -368,6 +351,8 @@ class _Run:
         # Early on the average follows the weights closely, so that the initialisation is soon forgotten.
         updates = int(num_averaged)
         decay = min(self.config.ema_decay, updates / (updates + 10))
+        if not averaged[0].is_floating_point():  # a batch norm's count of steps has no meaning in between
+            decay = 0.0
         get_ema_multi_avg_fn(decay)(averaged, current, num_averaged)
 
     def _check_finite(self, losses: Tensor, first_step: int) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.data import Dataset
-from core.train import Plan
+from core.train_config import Plan
 from sweeps.flags import Flags
 from sweeps.progress import format_count
 from sweeps.question import Resolved, Sweep
@@ -56,10 +56,10 @@ def announce(
         images = plan.num_steps * plan.batch_size
         table.add_row(
             str(level),
-            f"{plan.flops_per_image / 1e9:.3g}",
+            f"{plan.train_flops(plan.num_steps) / images / 1e9:.3g}",
             f"{images:,}",
             f"{images / len(data.train):.1f}",
-            f"{images * plan.flops_per_image:.2g}",
+            f"{plan.train_flops(plan.num_steps):.2g}",
             format_count(plan.num_params),
         )
     OUT.print(table)

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.data import Dataset
 from core.models import WastefulModelWarning
-from core.train import Plan, plan
+from core.train_config import Plan, plan
 from sweeps.flags import Flags, UsageError, parse_overrides
 from sweeps.results import Level
 from sweeps.space import Choice, Domain, Point, Space, grid_points, random_points

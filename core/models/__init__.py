@@ -7,17 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from core.models.classifier import Classifier
 from core.models.convnet import ConvNet, ConvNetConfig, ConvTrunk
 from core.models.hybrid import Hybrid, HybridConfig
 from core.models.resnet import ResNet, ResNetConfig
+from core.models.transformer import TransformerConfig
 from core.models.vit import VisionTransformer, ViTConfig, WastefulModelWarning
 
 __all__ = [
     "MODEL_CONFIGS",
+    "Classifier",
     "ConvNetConfig",
     "HybridConfig",
     "ModelConfig",
     "ResNetConfig",
+    "TransformerConfig",
     "ViTConfig",
     "WastefulModelWarning",
     "build_model",
@@ -28,7 +32,7 @@ __all__ = [
 
 ModelConfig = ViTConfig | ResNetConfig | ConvNetConfig | HybridConfig
 
-_MODELS: dict[str, tuple[type[ModelConfig], type[nn.Module]]] = {
+_MODELS: dict[str, tuple[type[ModelConfig], type[Classifier]]] = {
     "vit": (ViTConfig, VisionTransformer),
     "resnet": (ResNetConfig, ResNet),
     "convnet": (ConvNetConfig, ConvNet),
@@ -39,11 +43,8 @@ MODEL_CONFIGS: dict[str, type[ModelConfig]] = {kind: config_class for kind, (con
 """The class of the config of each kind of model."""
 
 
-def build_model(config: ModelConfig) -> nn.Module:
-    """A freshly initialised model (PyTorch's global generator draws the weights).
-
-    All kinds have `stages(images)`, the features after every stage, and `classify`, logits from the last of them.
-    """
+def build_model(config: ModelConfig) -> Classifier:
+    """A freshly initialised model (PyTorch's global generator draws the weights)."""
     return _MODELS[model_kind(config)][1](config)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.models.transformer import require_whole
+from core.models.classifier import Classifier, require_whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +108,7 @@ class Stage(nn.Module):
         return F.gelu(x + self.bn3(self.conv3(y))) if self.residual else y
 
 
-class ConvNet(ConvTrunk):
+class ConvNet(ConvTrunk, Classifier):
     """Maps normalised pictures to class logits."""
 
     def __init__(self, config: ConvNetConfig) -> None:
@@ -120,11 +120,7 @@ class ConvNet(ConvTrunk):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        return self.classify(self.stages(images)[-1])
-
-    def classify(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Class logits from the last stage."""
+    def classify(self, features: Tensor) -> Float[Tensor, "batch classes"]:
         return self.head(features.amax(dim=(2, 3)))
 
 

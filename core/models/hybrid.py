@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from core.models.classifier import require_one_of, require_whole
 from core.models.convnet import ConvTrunk
 from core.models.resnet import ResNetTrunk
-from core.models.transformer import TokenClassifier, TransformerConfig, require_one_of, require_whole
+from core.models.transformer import TokenClassifier, TransformerConfig
 
 TRUNKS = ("cnn", "residual_cnn", "resnet")
 
@@ -86,5 +87,5 @@ class Hybrid(TokenClassifier):
     def stages(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
         return self.trunk.stages(images) if self.config.blocks == "none" else super().stages(images)
 
-    def classify(self, tokens: Tensor) -> Float[Tensor, "batch classes"]:
-        return self.head(tokens.mean(dim=(2, 3))) if self.config.blocks == "none" else super().classify(tokens)
+    def classify(self, features: Tensor) -> Float[Tensor, "batch classes"]:
+        return self.head(features.mean(dim=(2, 3))) if self.config.blocks == "none" else super().classify(features)

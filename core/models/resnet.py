@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.models.transformer import require_whole
+from core.models.classifier import Classifier, require_whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +92,7 @@ class ResNetTrunk(nn.Module):
         return maps
 
 
-class ResNet(ResNetTrunk):
+class ResNet(ResNetTrunk, Classifier):
     """Maps normalised pictures to class logits; the same names and numbers as torchvision's `ResNet`."""
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -104,9 +104,5 @@ class ResNet(ResNetTrunk):
                 if isinstance(module, BasicBlock):
                     nn.init.zeros_(module.bn2.weight)
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        return self.classify(self.stages(images)[-1])
-
-    def classify(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Class logits from the last stage."""
+    def classify(self, features: Tensor) -> Float[Tensor, "batch classes"]:
         return self.fc(features.mean(dim=(2, 3)))

@@ -8,23 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.models.classifier import Classifier, require_one_of, require_whole
 from core.models.layers import Block, sincos_position_embedding
-
-
-def require_whole(config: object, *names: str) -> None:
-    """Refuse a config whose named fields are not whole numbers of at least 1."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def require_one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a config whose named field is none of the allowed words."""
-    value = getattr(config, name)
-    if value not in allowed:
-        words = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
-        raise ValueError(f"{name} must be {words}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +57,7 @@ class TransformerConfig:
             raise ValueError(f"layer_scale must be positive or None, got {self.layer_scale}")
 
 
-class TokenClassifier(nn.Module):
+class TokenClassifier(Classifier):
     """Class token, positions, blocks, last norm and head, on a square grid of tokens that a subclass makes.
 
     A subclass makes its own parts, then calls `_add_transformer`, and gives `embed`.
@@ -138,7 +123,7 @@ class TokenClassifier(nn.Module):
         raise NotImplementedError
 
     def stages(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
-        """What the blocks give, one after another, each `[batch, tokens, dim]`; the last one after the last norm.
+        """What each block gives, `[batch, tokens, dim]`; the last one after the last norm.
 
         The class token comes first where there is one. A picture smaller than the config's is taken too: its
         positions are interpolated.
@@ -157,12 +142,8 @@ class TokenClassifier(nn.Module):
             outputs.append(x)
         return [*outputs[:-1], self.norm(x)]
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        return self.classify(self.stages(images)[-1])
-
-    def classify(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
-        """Class logits from the last stage."""
-        return self.head(tokens[:, 0] if self._transformer.pooling == "cls" else tokens.mean(dim=1))
+    def classify(self, features: Tensor) -> Float[Tensor, "batch classes"]:
+        return self.head(features[:, 0] if self._transformer.pooling == "cls" else features.mean(dim=1))
 
     def _position(self, num_patches: int) -> Float[Tensor, "1 tokens dim"]:
         has_cls = int(self._transformer.pooling == "cls")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from core import checkpoint
+from core.augment import Augmentation
 from core.batches import Batches
 from core.data import Dataset, ImageSet, make_dataset
 from core.evaluate import evaluate
@@ -20,7 +21,7 @@ MODEL = ViTConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2, drop_path_ra
 
 
 def config(**fields: Any) -> TrainConfig:
-    given = {"model": MODEL, "epochs": 3, "batch_size": 50, "compile": False, **fields}
+    given = {"model": MODEL, "epochs": 3, "batch_size": 50, "compile": False, "precision": "float32", **fields}
     return TrainConfig(**given)
 
 
@@ -132,7 +133,14 @@ def test_every_picture_is_seen_once_a_pass() -> None:
         labels=np.arange(70) % 2,
         class_names=("a", "b"),
     )
-    batches = Batches(numbered, batch_size=30, crop_padding=1, flip=True, seed=0, device=torch.device("cpu"))
+    batches = Batches(
+        numbered,
+        batch_size=30,
+        augmentation=Augmentation(crop_padding=1),
+        mean=(0.5,) * 3,
+        seed=0,
+        device=torch.device("cpu"),
+    )
     seen = torch.cat([batches.at(step)[0][:, 0, 0, 0] for step in range(7)])
     for start in (0, 70, 140):
         assert sorted(seen[start : start + 70].tolist()) == list(range(70))

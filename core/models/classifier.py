@@ -1,0 +1,35 @@
+"""What all models have in common, and the checks that their configs share."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """Maps normalised pictures to class logits, in stages whose features can be looked at."""
+
+    def stages(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
+        """Features after each stage: maps `[batch, channels, height, width]` or tokens `[batch, tokens, dim]`."""
+        raise NotImplementedError
+
+    def classify(self, features: Tensor) -> Float[Tensor, "batch classes"]:
+        """Class logits from the last stage."""
+        raise NotImplementedError
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        return self.classify(self.stages(images)[-1])
+
+
+def require_whole(config: object, *names: str) -> None:
+    """Refuse a config whose named fields are not whole numbers of at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def require_one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a config whose named field is none of the allowed words."""
+    value = getattr(config, name)
+    if value not in allowed:
+        words = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
+        raise ValueError(f"{name} must be {words}, got {value!r}")
