@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from core.runtime import multiplies_bf16
+
 OPTIMIZERS = ("adamw", "muon", "sgd")
 SCHEDULES = ("cosine", "trapezoid")
 
@@ -76,7 +78,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov's momentum, orthogonalised (Jordan et al., 2024), for matrices and for kernels seen as matrices.
 
     The numbers are those of `torch.optim.Muon`, which takes matrices only, one at a time and in bfloat16: without
-    bfloat16 instructions that is some thirty times slower. Here those of one shape go together, on the CPU in float32.
+    bfloat16 instructions that is some thirty times slower. Here those of one shape go together, in float32 on such a processor.
 
     learning_rate: of a square matrix; one with more rows than columns has it times sqrt(rows / columns).
     """
@@ -115,7 +117,7 @@ def orthogonalise(matrices: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n
     """
     a, b, c = _NEWTON_SCHULZ_COEFFICIENTS
     is_tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = matrices.to(torch.bfloat16 if multiplies_bf16(matrices.device) else torch.float32)
     x = x.mT if is_tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(_NEWTON_SCHULZ_STEPS):

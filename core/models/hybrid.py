@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from core.models.classifier import require_one_of, require_whole
 from core.models.convnet import ConvTrunk
-from core.models.resnet import ResNetTrunk
+from core.models.resnet import MIN_WIDTH, ResNetTrunk
 from core.models.transformer import TokenClassifier, TransformerConfig
 
 TRUNKS = ("cnn", "residual_cnn", "resnet")
@@ -37,6 +37,8 @@ class HybridConfig(TransformerConfig):
         require_whole(self, "image_size", "in_channels", "num_classes", "trunk_width", "trunk_stages")
         require_one_of(self, "trunk", TRUNKS)
         require_one_of(self, "blocks", ("explicit", "encoder", "none"))
+        if self.trunk == "resnet" and self.trunk_width < MIN_WIDTH:
+            raise ValueError(f"trunk_width must be at least {MIN_WIDTH} for trunk='resnet', got {self.trunk_width}")
         if self.grid_size < 1:
             raise ValueError(f"trunk_stages={self.trunk_stages} halves {self.image_size} pixels to less than one")
         if self.blocks == "encoder" and (self.layer_scale is not None or self.qk_norm or self.drop_path_rate):

@@ -8,6 +8,10 @@ from torch.nn import functional as F
 
 from core.models.classifier import Classifier, require_whole
 
+# On processors with AVX2 PyTorch 2.13 crashes in the backward pass of a 1x1 convolution with stride 2, channels-last in
+# memory, that has fewer input channels.
+MIN_WIDTH = 8
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResNetConfig:
@@ -29,6 +33,8 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         names = ("image_size", "in_channels", "num_classes", "width", "num_stages", "blocks_per_stage")
         require_whole(self, *names)
+        if self.width < MIN_WIDTH:
+            raise ValueError(f"width must be at least {MIN_WIDTH}, got {self.width}")
         if self.image_size < 2 ** (self.num_stages - 1):
             raise ValueError(f"num_stages={self.num_stages} halves {self.image_size} pixels to less than one")
 

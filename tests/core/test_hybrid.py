@@ -9,7 +9,7 @@ from core.models import HybridConfig, build_model
 from core.models.hybrid import TRUNKS
 from core.models.layers import Block
 
-SMALL = HybridConfig(trunk_width=4, embed_dim=16, depth=2, num_heads=2, layer_scale=None, num_classes=5)
+SMALL = HybridConfig(trunk_width=8, embed_dim=16, depth=2, num_heads=2, layer_scale=None, num_classes=5)
 
 
 def with_fields(**fields: Any) -> HybridConfig:
@@ -83,6 +83,7 @@ def test_the_flops_of_both_kinds_of_blocks_are_the_same() -> None:
         ({"trunk": "vgg"}, "trunk must be 'cnn', 'residual_cnn' or 'resnet', got 'vgg'"),
         ({"blocks": "encoder", "layer_scale": 0.1}, "PyTorch's own, which has no layer_scale"),
         ({"blocks": "encoder", "drop_path_rate": 0.1}, "PyTorch's own, which has no layer_scale, qk_norm or drop_path"),
+        ({"trunk": "resnet", "trunk_width": 4}, "trunk_width must be at least 8 for trunk='resnet', got 4"),
         ({"trunk_stages": 5}, "trunk_stages=5 halves 32 pixels to less than one"),
         ({"num_heads": 3}, "num_heads=3 does not divide embed_dim=16"),
     ],

@@ -52,7 +52,7 @@ def test_zero_init_makes_every_block_start_as_its_shortcut() -> None:
 
 
 def test_a_checkpoint_is_loaded_by_its_kind(tmp_path: Path) -> None:
-    config = ResNetConfig(image_size=8, width=4, num_stages=2, num_classes=2)
+    config = ResNetConfig(image_size=8, width=8, num_stages=2, num_classes=2)
     model = build_model(config)
     model(torch.randn(16, 3, 8, 8))  # moves the running statistics
     save(
@@ -77,6 +77,7 @@ def test_a_checkpoint_is_loaded_by_its_kind(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"width": 0}, "width must be a whole number of at least 1, got 0"),
+        ({"width": 4}, "width must be at least 8, got 4"),
         ({"num_stages": 7}, "num_stages=7 halves 32 pixels to less than one"),
     ],
 )

@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from core import checkpoint
 from core.augment import Augmentation
 from core.batches import Batches
 from core.data import Dataset, ImageSet, make_dataset
 from core.evaluate import evaluate
-from core.models import ViTConfig
-from core.train import EpochReport, NonFiniteLossError, ResumeError, TrainConfig, plan, train
+from core.models import ConvNetConfig, HybridConfig, ResNetConfig, ViTConfig
+from core.train import EpochReport, NonFiniteLossError, ResumeError, TrainConfig, _Run, plan, target_entropy, train
 
 MODEL = ViTConfig(patch_size=8, embed_dim=16, depth=2, num_heads=2, drop_path_rate=0.2)
 
 
 def config(**fields: Any) -> TrainConfig:
-    given = {"model": MODEL, "epochs": 3, "batch_size": 50, "compile": False, "precision": "float32", **fields}
+    given = {"model": MODEL, "epochs": 3, "batch_size": 50, "compile": False, **fields}
     return TrainConfig(**given)
 
 
@@ -45,7 +46,16 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(shapes: Datas
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"schedule": "trapezoid", "reports": 4}, {"precision": "bf16", "ema_decay": 0.0}]
+    "fields",
+    [
+        {},
+        {"schedule": "trapezoid", "reports": 4},
+        {"precision": "bf16", "ema_decay": 0.0},
+        {"optimizer": "muon", "model": ConvNetConfig(width=4), "mixup_alpha": 0.8, "cutmix_alpha": 1.0},
+        {"optimizer": "sgd", "model": ResNetConfig(width=8, num_stages=2), "flip": "alternating"},
+        {"model": dataclasses.replace(MODEL, patch_drop_rate=0.3), "coarse_image_size": 16},
+        {"trivial_augment": True, "color_jitter": 0.3, "random_erasing": 0.5},
+    ],
 )
 def test_resumed_after_any_epoch_the_weights_are_bit_identical(
     shapes: Dataset, tmp_path: Path, fields: dict[str, Any]
@@ -147,6 +157,89 @@ def test_every_picture_is_seen_once_a_pass() -> None:
     assert seen[:70].tolist() != seen[70:140].tolist()
 
 
+def test_alternating_flip_mirrors_every_picture_in_every_other_pass() -> None:
+    pixels = np.zeros((40, 4, 4, 3), np.uint8)
+    pixels[:, :, 0] = np.arange(1, 41)[:, None, None]  # on the left, or on the right where mirrored
+    images = ImageSet(images=pixels, labels=np.arange(40) % 2, class_names=("a", "b"))
+    wanted = Augmentation(crop_padding=0, flip="alternating")
+    batches = Batches(images, batch_size=16, augmentation=wanted, mean=(0.5,) * 3, seed=0, device=torch.device("cpu"))
+    stream = torch.cat([batches.at(step)[0][:, 0] for step in range(10)])  # four passes
+    mirrored = [set(p[p[:, 3, 0] > 0][:, 3, 0].tolist()) for p in stream.view(4, 40, 4, 3)]
+    assert mirrored[0] == mirrored[2] and mirrored[1] == mirrored[3]
+    assert mirrored[0] | mirrored[1] == set(range(1, 41)) and not mirrored[0] & mirrored[1]
+    assert 8 < len(mirrored[0]) < 32
+
+
+def test_the_loss_floor_is_what_the_best_logits_reach() -> None:
+    labels = torch.tensor([0, 3, 3])
+    shares = torch.tensor([[0.7, 0.3, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 1]])
+    for targets in (labels, shares):
+        for smoothing in (0.0, 0.1):
+            hard = targets if targets.is_floating_point() else torch.nn.functional.one_hot(targets, 4).float()
+            best = ((1 - smoothing) * hard + smoothing / 4).clamp(min=1e-30).log()
+            loss = torch.nn.functional.cross_entropy(best, targets, label_smoothing=smoothing)
+            torch.testing.assert_close(target_entropy(targets, 4, smoothing), loss)
+
+
+def test_mixing_and_smoothing_raise_the_logged_floor(shapes: Dataset) -> None:
+    floors = [
+        train(config(epochs=1, label_smoothing=smoothing, mixup_alpha=mixup), shapes).history[-1]["loss_floor"]
+        for smoothing, mixup in ((0.0, 0.0), (0.1, 0.0), (0.1, 1.0))
+    ]
+    assert floors[0] == 0
+    assert floors[1] == pytest.approx(-0.91 * np.log(0.91) - 9 * 0.01 * np.log(0.01))
+    assert floors[2] > floors[1] + 0.2
+
+
+@pytest.mark.parametrize(
+    "model", [MODEL, ConvNetConfig(width=4, num_stages=2), HybridConfig(trunk_width=4, embed_dim=16, num_heads=2)]
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_plan_pays_for_shrunk_pictures_and_for_muon(shapes: Dataset, model: Any, optimizer: str) -> None:
+    wanted = config(model=model, epochs=None, flops=2e10, coarse_image_size=16, optimizer=optimizer)
+    planned = plan(wanted, 360)
+    assert planned.coarse_steps == round(planned.num_steps / 2)
+    assert planned.train_flops(planned.num_steps) == pytest.approx(2e10, rel=0.05)
+    run = _Run(wanted, shapes)
+    for first in (0, planned.coarse_steps):  # what a step of each kind really computes
+        run.step = first
+        with FlopCounterMode(display=False) as counter:
+            run.train_until(first + 1)
+        counted = planned.train_flops(first + 1) - planned.train_flops(first)
+        assert counter.get_total_flops() == pytest.approx(counted, rel=1e-6)
+
+
+def test_averaged_batch_norms_are_whole_and_follow_the_running_ones(shapes: Dataset) -> None:
+    run = _Run(config(model=ConvNetConfig(width=4), epochs=2), shapes)
+    run.train_until(10)
+    mine, average = run.model.state_dict(), run.averaged.state_dict()
+    assert average["layers.0.bn1.num_batches_tracked"] == mine["layers.0.bn1.num_batches_tracked"] == 10
+    assert bool((average["layers.0.bn1.running_var"] > 0).all())
+    assert not torch.equal(average["layers.0.bn1.running_var"], mine["layers.0.bn1.running_var"])
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [
+        (ResNetConfig(width=8, num_stages=3), "sgd"),
+        (ConvNetConfig(width=8, residual=True), "muon"),
+        (HybridConfig(trunk_width=8, embed_dim=32, depth=2, pooling="mean", zero_init_residual=True), "adamw"),
+        (HybridConfig(trunk_width=8, embed_dim=32, depth=2, layer_scale=None, blocks="encoder"), "muon"),
+    ],
+)
+def test_every_kind_of_model_learns(shapes: Dataset, model: Any, optimizer: str) -> None:
+    few = shapes.train.take(np.arange(60))
+    data = dataclasses.replace(shapes, train=few, val=few)
+    fields = {"crop_padding": 0, "flip": False, "label_smoothing": 0.0, "weight_decay": 0.0, "ema_decay": 0.9}
+    rate = 0.05 if optimizer == "sgd" else 4e-3
+    result = train(
+        config(model=model, epochs=30, reports=3, batch_size=30, optimizer=optimizer, learning_rate=rate, **fields),
+        data,
+    )
+    assert result.history[-1]["train_loss"] < 0.5 * result.history[0]["train_loss"]
+    assert result.history[-1]["val_accuracy"] > 0.7
+
+
 def test_a_diverging_loss_stops_with_step_and_config(shapes: Dataset) -> None:
     with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step \d+ of \d+ with TrainConfig\("):
         train(config(learning_rate=1e30, clip_norm=1e30, epochs=20), shapes)
@@ -162,6 +255,13 @@ def test_a_diverging_loss_stops_with_step_and_config(shapes: Dataset) -> None:
         ({"schedule": "linear"}, "schedule must be one of cosine, trapezoid, got 'linear'"),
         ({"precision": "fp8"}, "precision must be 'auto', 'bf16' or 'float32'"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
+        ({"optimizer": "lion"}, "optimizer must be one of adamw, muon, sgd, got 'lion'"),
+        ({"batch_size": 1, "mixup_alpha": 0.8}, "mix two pictures of a batch: batch_size must be at least 2, got 1"),
+        ({"cutmix_alpha": -1.0}, "cutmix_alpha must be at least 0, got -1.0"),
+        ({"random_erasing": 1.5}, r"random_erasing must lie in \[0, 1\], got 1.5"),
+        ({"flip": "sometimes"}, "flip must be true, false or 'alternating', got 'sometimes'"),
+        ({"coarse_image_size": 32}, "coarse_image_size must be between 0 and 32, or None, got 32"),
+        ({"coarse_image_size": 20}, "coarse_image_size=20 does not suit the model: patch_size=8 does not divide"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
     ],
 )
