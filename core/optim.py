@@ -77,9 +77,8 @@ def _groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], l
 class Muon(torch.optim.Optimizer):
     """Nesterov's momentum, orthogonalised (Jordan et al., 2024), for matrices and for kernels seen as matrices.
 
-    The numbers are those of `torch.optim.Muon`, which takes matrices only, one at a time and in bfloat16: without
-    bfloat16 instructions that is some thirty times slower. Here those of one shape go together, in float32 on such a
-    processor.
+    The numbers are those of `torch.optim.Muon`, which takes matrices only, one at a time and in bfloat16. Here those of
+    one shape go together, and in float32 on a processor without bfloat16 instructions, where it is thirty times faster.
 
     learning_rate: of a square matrix; one with more rows than columns has it times sqrt(rows / columns).
     """

@@ -103,6 +103,23 @@ def _learning_curves(results: SweepResults, figure: Figure) -> bool:
     return True
 
 
+def _loss_and_its_floor(results: SweepResults, figure: Figure) -> bool:
+    epochs = _with_level(results)
+    if "loss_floor" not in epochs:
+        return False
+    axes = figure.subplots()
+    # With a teacher the loss is a mixture; the floor is that of the labels' part.
+    loss = epochs["train_loss"] if "hard_loss" not in epochs else epochs["hard_loss"].fillna(epochs["train_loss"])
+    for colour, (level, rows) in zip(_cycle(), epochs.assign(loss=loss).groupby("level", sort=False), strict=False):
+        mean = pd.DataFrame(rows.groupby("epoch")[["images_seen", "loss", "loss_floor"]].mean())
+        axes.plot(mean["images_seen"], mean["loss"], color=colour, lw=1.2, label=str(level))
+        axes.plot(mean["images_seen"], mean["loss_floor"], color=colour, lw=1.2, ls="--")
+    axes.set(xlabel="pictures seen", ylabel="cross-entropy, nats; dashed: its floor", ylim=(0, None))
+    axes.legend(title=_factor(results), fontsize=8)
+    axes.grid(alpha=0.25)
+    return True
+
+
 def _spread(results: SweepResults, figure: Figure) -> bool:
     factor = _factor(results)
     chosen = results.trials.loc[finalists(results.trials, factor)]
@@ -139,6 +156,7 @@ def _importance(results: SweepResults, figure: Figure) -> bool:
 _FIGURES: dict[str, tuple[str, Callable[[SweepResults, Figure], bool]]] = {
     "accuracy_against_flops": ("Accuracy against training FLOPs", _accuracy_against_flops),
     "learning_curves": ("Learning curves", _learning_curves),
+    "training_loss": ("Training loss, and the floor that mixed and smoothed labels put under it", _loss_and_its_floor),
     "spread_over_seeds": ("Spread over seeds", _spread),
     "importance": ("What mattered most", _importance),
 }

@@ -44,6 +44,8 @@ class Flags:
     """`asha` stops the trials that fall behind, and trains all with a schedule that is safe to stop early."""
     set: Annotated[tuple[str, ...], _optional("NAME=VALUE ...", "none")] = ()
     """Fix fields of the model or the training for all trials, such as --set depth=9 batch_size=256."""
+    vary: Annotated[tuple[str, ...], _optional("NAME=A,B,...", "none")] = ()
+    """Give what is varied other values, or vary one more field, such as --vary patch_size=4,8 batch_size=128,256."""
     cpus_per_trial: int = 1
     """CPUs of a trial; its PyTorch uses as many threads."""
     gpus_per_trial: Annotated[float | None, _optional("N", "1 where the cluster has GPUs, else 0")] = None
@@ -86,6 +88,18 @@ def parse(description: str | None, program: str) -> Flags:
     except UsageError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USAGE)
+
+
+def parse_choices(pairs: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
+    """`--vary name=a,b` pairs as a dict of values, read as those of `--set`."""
+    choices: dict[str, tuple[Any, ...]] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        values = text.split(",")
+        if not equals or not name or not all(values) or len(set(values)) < len(values):
+            raise UsageError(f"--vary takes NAME=A,B,... with different values, got {pair!r}")
+        choices[name.replace("-", "_")] = tuple(_parse_value(value) for value in values)
+    return choices
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:

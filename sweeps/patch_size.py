@@ -13,6 +13,7 @@ More flags: --search optuna --scheduler asha also searches learning rate and wei
 
 from collections.abc import Sequence
 
+from sweeps.answer import ranking
 from sweeps.question import Sweep
 from sweeps.results import Level
 from sweeps.runner import run_and_exit
@@ -20,28 +21,8 @@ from sweeps.space import Choice, Uniform
 
 
 def answer(levels: Sequence[Level]) -> str:
-    """The winner (in validation), how far its test accuracy is from the others', and whether chance explains it."""
-    best, *others = levels
-    text = f"Patch size {best.value} is best: {_accuracy(best)} test accuracy"
-    if not others:
-        return f"{text}; no other size could be trained."
-    second, last = others[0], others[-1]
-    spread = max(best.test_std, second.test_std)  # NaN, so never below the lead, where there is one seed
-    doubt = "" if best.test_mean - second.test_mean > 2 * spread else f" (chance alone could explain it, n={best.n})"
-    text += f", {_distance(best, second)} patch size {second.value}{doubt}"
-    if last is not second:
-        text += f" and {_distance(best, last)} patch size {last.value}"
-    return text + "."
-
-
-def _distance(level: Level, other: Level) -> str:
-    points = 100 * (level.test_mean - other.test_mean)
-    return f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}"
-
-
-def _accuracy(level: Level) -> str:
-    spread = f" ± {100 * level.test_std:.1f}" if level.n > 1 else ""
-    return f"{100 * level.test_mean:.1f}{spread}%"
+    """The winner, and how far it is from the others."""
+    return ranking(levels, "patch size")
 
 
 SWEEP = Sweep(

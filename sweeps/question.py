@@ -9,15 +9,20 @@ from typing import Any
 
 from core.data import Dataset
 from core.models import WastefulModelWarning
+from core.train import check_fit
 from core.train_config import Plan, plan
-from sweeps.flags import Flags, UsageError, parse_overrides
+from sweeps.flags import Flags, UsageError, parse_choices, parse_overrides
 from sweeps.results import Level
 from sweeps.space import Choice, Domain, Point, Space, grid_points, random_points
-from sweeps.trial import SETTABLE_FIELDS, configure
+from sweeps.trial import SETTABLE_FIELDS, Recipe
 
 SMOKE_PICTURES = 640
-_SMOKE = {"embed_dim": 16, "depth": 1, "num_heads": 2, "batch_size": 64, "reports": 2, "compile": False}
+_SMOKE = {
+    **{"embed_dim": 16, "depth": 1, "num_heads": 2, "width": 8, "trunk_width": 8},
+    **{"batch_size": 64, "reports": 2, "compile": False},
+}
 _REPORTS = 8
+_DECIDED_BY_FLAGS = ("seed", "flops", "epochs", "images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,10 @@ class Sweep:
 
     factor: the setting that the question is about; each of its levels gets a finalist.
     grid: the choices that `--search grid` combines; `--search random` and `optuna` draw from these and `search`.
+    bundles: the fields that each level of the factor stands for, where the factor is no field itself.
+    irrelevant: for a level of the factor, other settings that mean nothing to it: a grid gives it one value of each.
+    search_levels: the levels that a random search or Optuna draws from; None for all.
+    reference: the level that the others are compared with; None for no such comparison.
     base: fields of the model and the training that all trials share (see `sweeps.trial.SETTABLE_FIELDS`).
     budget, seeds: training FLOPs of a trial and the number of seeds where the user gives none.
     answer: a sentence or two from the levels, best in validation first.
@@ -41,6 +50,10 @@ class Sweep:
     description: str | None
     seeds: int = 2
     search: Space = field(default_factory=dict)
+    bundles: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
+    irrelevant: Mapping[Any, Sequence[str]] = field(default_factory=dict)
+    search_levels: tuple[Any, ...] | None = None
+    reference: Any = None
     base: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -48,16 +61,21 @@ class Sweep:
 class Resolved:
     """A sweep under its flags.
 
-    base: fields that all trials share.
+    recipe: fields that all trials share, and those of each level.
     space: what varies; a grid search combines it, the others draw from it.
     points: the trials of a grid or random search; for Optuna one stand-in a level, as it chooses its own later.
     num_trials: how many the first stage has.
     """
 
-    base: dict[str, Any]
+    recipe: Recipe
     space: dict[str, Domain]
     points: list[Point]
     num_trials: int
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """Fields that all trials share."""
+        return self.recipe.base
 
     @property
     def num_reports(self) -> int:
@@ -80,35 +98,71 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
     """Work out what the trials share and where they differ.
 
     Raises:
-        UsageError: `--set` names an unknown field, or one that the sweep or another flag decides.
+        UsageError: `--set` or `--vary` names an unknown field, or one that the sweep or another flag decides.
     """
     seeds = flags.seeds or 1
-    overrides = parse_overrides(flags.set)
+    overrides, grid = parse_overrides(flags.set), _grid(sweep, flags)
     for name in overrides:
-        if name in (*sweep.grid, "seed", "flops", "epochs", "images"):
+        if name in (*grid, *_DECIDED_BY_FLAGS):
             raise UsageError(f"--set {name}: this sweep or another flag decides it")
-        if name not in SETTABLE_FIELDS:
-            raise UsageError(f"--set {name}: unknown; there are: {', '.join(sorted(SETTABLE_FIELDS))}")
-    base = {"reports": _REPORTS, **sweep.base, **_budget(flags)}
-    if flags.smoke:
-        base |= _SMOKE
+        _check_known("--set", name)
+    forced = {**(_SMOKE if flags.smoke else {}), **overrides}
     if flags.scheduler == "asha":
-        base["schedule"] = "trapezoid"
-    space: dict[str, Domain] = dict(sweep.grid)
+        forced["schedule"] = "trapezoid"
+    base = {"reports": _REPORTS, **sweep.base, **_budget(flags), **forced}
+    bundles = {
+        level: {name: value for name, value in bundle.items() if name not in forced}
+        for level, bundle in sweep.bundles.items()
+    }
+    space: dict[str, Domain] = dict(grid)
     if flags.search == "grid":
-        points = grid_points(sweep.grid, seeds)
+        points = _without_repetitions(grid_points(grid, seeds), sweep, grid)
     else:
+        if sweep.search_levels is not None:
+            space[sweep.factor] = Choice(sweep.search_levels)
         space |= {name: domain for name, domain in sweep.search.items() if name not in overrides}
         points = random_points(space, flags.num_samples, seeds)
     if flags.search == "optuna":
-        levels = sweep.grid[sweep.factor].values
+        levels = sweep.search_levels or grid[sweep.factor].values
         points = [{**points[0], sweep.factor: level, "seed": 0} for level in levels]
     return Resolved(
-        base=base | overrides,
+        recipe=Recipe(base=base, factor=sweep.factor, bundles=bundles),
         space=space,
         points=points,
         num_trials=flags.num_samples if flags.search == "optuna" else len(points),
     )
+
+
+def _grid(sweep: Sweep, flags: Flags) -> dict[str, Choice]:
+    grid = dict(sweep.grid)
+    for name, values in parse_choices(flags.vary).items():
+        if name == sweep.factor and sweep.bundles:
+            if unknown := [str(value) for value in values if value not in sweep.bundles]:
+                raise UsageError(f"--vary {name}: no {', '.join(unknown)}; there are: {', '.join(sweep.bundles)}")
+        elif name not in grid:
+            if name in _DECIDED_BY_FLAGS:
+                raise UsageError(f"--vary {name}: another flag decides it")
+            _check_known("--vary", name)
+        grid[name] = Choice(values)
+    return grid
+
+
+def _check_known(flag: str, name: str) -> None:
+    if name not in SETTABLE_FIELDS:
+        raise UsageError(f"{flag} {name}: unknown; there are: {', '.join(sorted(SETTABLE_FIELDS))}")
+
+
+def _without_repetitions(points: list[Point], sweep: Sweep, grid: Mapping[str, Choice]) -> list[Point]:
+    """Those points whose settings that mean nothing to their level have the first of the values."""
+    return [
+        point
+        for point in points
+        if all(
+            point[name] == grid[name].values[0]
+            for name in sweep.irrelevant.get(point[sweep.factor], ())
+            if name in grid
+        )
+    ]
 
 
 def plans_by_level(sweep: Sweep, resolved: Resolved, data: Dataset) -> dict[Any, Plan | None]:
@@ -126,7 +180,9 @@ def plans_by_level(sweep: Sweep, resolved: Resolved, data: Dataset) -> dict[Any,
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", WastefulModelWarning)
-                plans[level] = plan(configure({**resolved.base, **point}, data), len(data.train))
+                config = resolved.recipe.configure(point, data)
+                check_fit(config, data)
+                plans[level] = plan(config, len(data.train))
         except (ValueError, TypeError) as error:
             plans[level], problem = None, error
     if problem is not None and not any(plans.values()):

@@ -14,7 +14,7 @@ import jinja2
 import pandas as pd
 
 from sweeps.figures import draw_all, importance
-from sweeps.results import Level, ResultsError, SweepResults, levels, load
+from sweeps.results import Level, ResultsError, SweepResults, differences, levels, load
 
 Answer = Callable[[Sequence[Level]], str]
 
@@ -37,6 +37,7 @@ def summary_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:
     """The table of the answer as text: headings, and a row a level of the factor."""
     factor = results.sweep["factor"]
     headings = [factor, "n", "val %", "test %", "FLOPs", "pictures", "passes", "parameters", "CPU s"]
+    found = levels(results.trials, factor)
     rows = [
         [
             str(level.value),
@@ -49,7 +50,27 @@ def summary_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:
             f"{level.num_params:,}",
             f"{level.cpu_s:,.0f}",
         ]
-        for level in levels(results.trials, factor)
+        for level in found
+    ]
+    if any(level.teacher_flops for level in found):
+        headings.append("teacher's FLOPs")
+        for row, level in zip(rows, found, strict=True):
+            row.append(f"{level.teacher_flops:.2g}")
+    return headings, rows
+
+
+def difference_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:
+    """The table of what each level is above the reference, as text; empty where the sweep has no reference."""
+    factor, reference = results.sweep["factor"], results.sweep.get("reference")
+    headings = [factor, "n", f"points above {reference}", "95% interval"]
+    rows = [
+        [
+            str(difference.value),
+            str(difference.n),
+            f"{difference.points:+.2f}",
+            "-" if difference.low != difference.low else f"{difference.low:+.2f} to {difference.high:+.2f}",
+        ]
+        for difference in differences(levels(results.trials, factor), reference)
     ]
     return headings, rows
 
@@ -81,6 +102,7 @@ def _content(results: SweepResults, answer: Answer) -> dict[str, Any]:
         "title": sweep["question"],
         "answer": answer_of(results, answer),
         "summary": (headings, rows),
+        "differences": difference_rows(results),
         "cost": (
             f"{trials['train_flops'].sum():.3g} training FLOPs in {len(trials)} trials, "
             f"{trials['cpu_s'].sum() / 3600:.2f} CPU hours"
@@ -96,6 +118,7 @@ def _content(results: SweepResults, answer: Answer) -> dict[str, Any]:
         "commit": sweep["commit"],
         "started": sweep["started"],
         "base": sweep["base"],
+        "bundles": {level: fields for level, fields in sweep.get("bundles", {}).items() if fields},
     }
 
 
@@ -119,6 +142,11 @@ _READING = (
     "weights."
 )
 
+_DIFFERENCES = (
+    "Differences of mean test accuracy; intervals by Student's t over seeds, with one variance for all levels. That "
+    "the test set is a sample too is not counted."
+)
+
 _MARKDOWN = _PLAIN.from_string(
     """# {{ title }}
 
@@ -129,6 +157,14 @@ _MARKDOWN = _PLAIN.from_string(
 """
     + _READING
     + """
+{% if differences[1] %}
+{{ table(differences) }}
+
+"""
+    + _DIFFERENCES
+    + """
+
+{% endif %}
 Data: {{ dataset.source }}: {{ dataset.train }} training, {{ dataset.val }} validation, {{ dataset.test }} test
 pictures.
 Trials: {{ counts }}. Cost: {{ cost }}.
@@ -157,6 +193,9 @@ Importance (fANOVA; misleading where trials are few or were stopped early):
 - {{ machine }}
 - {{ versions }}
 - settings of all trials: {{ base }}
+{% for level, fields in bundles.items() %}
+- {{ level }}: {{ fields }}
+{% endfor %}
 """
 )
 
@@ -182,6 +221,12 @@ img { max-width: 100%; } .answer { font-size: 1.2rem; } code { background: #f3f3
 <p>"""
     + _READING
     + """</p>
+{% if differences[1] %}
+{{ grid(differences) }}
+<p>"""
+    + _DIFFERENCES
+    + """</p>
+{% endif %}
 <p>Data: {{ dataset.source }}: {{ dataset.train }} training, {{ dataset.val }} validation,
 {{ dataset.test }} test pictures. Trials: {{ counts }}. Cost: {{ cost }}.</p>
 {% for caption, file in figures.items() %}<h2>{{ caption }}</h2><img alt="{{ caption }}" src="{{ file }}">
@@ -196,6 +241,8 @@ img { max-width: 100%; } .answer { font-size: 1.2rem; } code { background: #f3f3
 <h2>How it was run</h2>
 <p><code>{{ command }}</code></p>
 <p>Started {{ started }}, commit {{ commit }}. {{ machine }}. {{ versions }}. Settings of all trials: {{ base }}</p>
+{% if bundles %}<ul>{% for level, fields in bundles.items() %}<li>{{ level }}: {{ fields }}</li>
+{% endfor %}</ul>{% endif %}
 </body></html>
 """
 )

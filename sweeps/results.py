@@ -1,14 +1,16 @@
 """Results as frames: built from Tune's results, kept as parquet, and read back by `load`."""
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import scipy.stats
 
 TRIALS_FILE, EPOCHS_FILE, SWEEP_FILE = "trials.parquet", "epochs.parquet", "sweep.json"
 
@@ -20,6 +22,7 @@ _TRIAL_METRICS = (
     "val_loss",
     "train_loss",
     "train_flops",
+    "teacher_flops",
     "images_seen",
     "passes",
     "epoch",
@@ -146,6 +149,7 @@ class Level:
     test_mean: float
     test_std: float
     train_flops: float
+    teacher_flops: float
     images_seen: float
     passes: float
     num_params: int
@@ -168,10 +172,47 @@ def levels(trials: pd.DataFrame, factor: str) -> list[Level]:
                 test_mean=float(rows["test_accuracy"].mean()),
                 test_std=float(rows["test_accuracy"].std()),
                 num_params=int(rows["num_params"].iloc[0]),
+                teacher_flops=float(rows.get("teacher_flops", pd.Series([0.0])).fillna(0).mean()),
                 **mean,
             )
         )
     return sorted(found, key=lambda level: -level.val_mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A level's mean test accuracy less the reference's, in points, with a 95% interval (NaN where no seed repeats)."""
+
+    value: Any
+    n: int
+    points: float
+    low: float
+    high: float
+
+
+def differences(found: Sequence[Level], reference: Any) -> list[Difference]:
+    """The levels beside the reference; none where it has no finalist.
+
+    Student's t over seeds, with one variance for all levels: a few seeds a level say little of it alone. That the test
+    set is a sample too is not counted.
+    """
+    base = next((level for level in found if level.value == reference), None)
+    if base is None:
+        return []
+    repeated = [level for level in found if level.n > 1]
+    freedom = sum(level.n - 1 for level in repeated)
+    variance = sum((level.n - 1) * level.test_std**2 for level in repeated) / freedom if freedom else math.nan
+    quantile = float(scipy.stats.t.ppf(0.975, freedom)) if freedom else math.nan
+    result = []
+    for level in found:
+        if level is base:
+            continue
+        points = 100 * (level.test_mean - base.test_mean)
+        margin = 100 * quantile * math.sqrt(variance * (1 / level.n + 1 / base.n))
+        result.append(
+            Difference(value=level.value, n=level.n, points=points, low=points - margin, high=points + margin)
+        )
+    return result
 
 
 def write_frame(frame: pd.DataFrame, file: Path) -> None:

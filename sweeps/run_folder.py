@@ -50,6 +50,8 @@ class RunFolder:
         self.record.update(
             base=resolved.base,
             factor=sweep.factor,
+            bundles=resolved.recipe.bundles,
+            reference=sweep.reference,
             space={name: dataclasses.asdict(domain) for name, domain in resolved.space.items()},
             dataset={
                 "name": data.name,
@@ -158,7 +160,8 @@ def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
         record = json.loads((path / SWEEP_FILE).read_text())
         if record["sweep"] != sweep.name:
             raise UsageError(f"{path} is a run of sweeps/{record['sweep']}.py, not of {sweep.name}.py")
-        kept = Flags(**{**record["flags"], "set": tuple(record["flags"]["set"])})
+        lists = {name: tuple(record["flags"].get(name, ())) for name in ("set", "vary")}
+        kept = Flags(**{**record["flags"], **lists})
     except OSError as error:
         raise UsageError(f"{path} is not the folder of a sweep: it has no {SWEEP_FILE}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -32,6 +32,7 @@ from sweeps.results import TrialRecord, finalists, levels, load, to_frames
 from sweeps.run_folder import RunFolder
 from sweeps.space import Point
 from sweeps.study import StudyWriter, distributions, to_distribution
+from sweeps.teacher import with_teacher
 from sweeps.trial import TrialSettings, has_whole_snapshot, measure_test_accuracy, run_trial, trial_name
 
 # How often a trial is tried again, from its last checkpoint, when its machine or process dies.
@@ -94,8 +95,8 @@ class Runner:
             UsageError: the flags, the data, the disk or the cluster rule the sweep out.
         """
         self.sweep, self.run, self.flags = sweep, run, run.flags
-        self.resolved = resolve(sweep, run.flags)
         self.data = _load_data(run.flags)
+        self.resolved = with_teacher(resolve(sweep, run.flags), run.flags, self.data, run.path)
         self.plans = plans_by_level(sweep, self.resolved, self.data)
         if not resuming:  # else most of it is there already
             largest = max(plan.num_params for plan in self.plans.values() if plan)
@@ -148,7 +149,12 @@ class Runner:
             study.add(records)
             self.run.write(*to_frames([*earlier, *records]), status="running")
 
-        settings = TrialSettings(base=self.resolved.base, folder=location, num_threads=self.flags.cpus_per_trial)
+        settings = TrialSettings(
+            recipe=self.resolved.recipe,
+            folder=location,
+            start_folder=str(Path.cwd()),
+            num_threads=self.flags.cpus_per_trial,
+        )
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, data=data, settings=settings),
             {"cpu": self.flags.cpus_per_trial, "gpu": self.gpus},

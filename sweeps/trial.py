@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import tempfile
 import traceback
 import warnings
@@ -16,36 +17,71 @@ from ray import tune
 
 from core.checkpoint import CheckpointError, load, save
 from core.data import Dataset
+from core.distill import WeakTeacherWarning
 from core.evaluate import evaluate
-from core.models import ViTConfig, WastefulModelWarning
+from core.models import MODEL_CONFIGS, WastefulModelWarning, model_config
 from core.runtime import resolve_device
-from core.train import EpochReport, ResumeError, TrainConfig, train
+from core.train import EpochReport, ResumeError, train
+from core.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.json"
 
-_MODEL_FIELDS = frozenset(field.name for field in dataclasses.fields(ViTConfig))
 _DATA_FIELDS = frozenset({"image_size", "in_channels", "num_classes"})
+_MODEL_FIELDS = {
+    kind: frozenset(field.name for field in dataclasses.fields(config_class)) - _DATA_FIELDS
+    for kind, config_class in MODEL_CONFIGS.items()
+}
 _TRAIN_FIELDS = frozenset(field.name for field in dataclasses.fields(TrainConfig)) - {"model"}
-SETTABLE_FIELDS = (_MODEL_FIELDS - _DATA_FIELDS) | _TRAIN_FIELDS
+SETTABLE_FIELDS = frozenset({"model"}).union(_TRAIN_FIELDS, *_MODEL_FIELDS.values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the settings of a trial come together from what is shared and what is its own.
+
+    base: fields of the model and the training that all trials share.
+    factor, bundles: what each level of the factor stands for, where it is no field itself but the name of several.
+    """
+
+    base: Mapping[str, Any]
+    factor: str
+    bundles: Mapping[Any, Mapping[str, Any]]
+
+    def configure(self, point: Mapping[str, Any], data: Dataset) -> TrainConfig:
+        """The config of a trial: the point's own settings before its level's, and those before the shared ones.
+
+        Raises:
+            ValueError: a name is unknown or a value is not allowed.
+        """
+        own = dict(point)
+        if self.bundles:
+            level = own.pop(self.factor)
+            own = {**self.bundles[level], **own}
+        return configure({**self.base, **own}, data, shared=frozenset(self.base) - frozenset(own))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrialSettings:
     """What all trials of a stage share.
 
-    base: fields of the model and the training that no trial varies.
     folder: where Tune keeps the stage: a path or a URI.
+    start_folder: where the sweep was started; relative paths in settings mean it.
     """
 
-    base: Mapping[str, Any]
+    recipe: Recipe
     folder: str
+    start_folder: str
     num_threads: int
 
 
-def configure(fields: Mapping[str, Any], data: Dataset) -> TrainConfig:
+def configure(fields: Mapping[str, Any], data: Dataset, shared: frozenset[str] = frozenset()) -> TrainConfig:
     """A `TrainConfig` from flat field names; the shape of the pictures and the number of classes come from the data.
+
+    Args:
+        fields: of the training, of the model, and `model`, its kind (`vit` if it is left out).
+        shared: names that are passed over where another kind of model than this one has them.
 
     Raises:
         ValueError: a name is unknown or a value is not allowed.
@@ -56,7 +92,11 @@ def configure(fields: Mapping[str, Any], data: Dataset) -> TrainConfig:
     if height != width:
         raise ValueError(f"pictures must be square, {data.name} has {height}x{width}")
     shape = {"image_size": height, "in_channels": channels, "num_classes": len(data.class_names)}
-    model = ViTConfig(**{k: v for k, v in fields.items() if k in _MODEL_FIELDS}, **shape)
+    kind = fields.get("model", "vit")
+    known = _MODEL_FIELDS.get(kind, frozenset())
+    passed_over = {name for name in shared if name not in known}
+    for_model = {k: v for k, v in fields.items() if k not in _TRAIN_FIELDS | passed_over | {"model"}}
+    model = model_config(kind, {**for_model, **shape})
     return TrainConfig(model=model, **{k: v for k, v in fields.items() if k in _TRAIN_FIELDS})
 
 
@@ -73,7 +113,10 @@ def run_trial(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> 
     futile for a setting that diverges.
     """
     torch.set_num_threads(settings.num_threads)
-    warnings.filterwarnings("ignore", category=WastefulModelWarning)
+    for category in (WastefulModelWarning, WeakTeacherWarning):  # the driver has shown them
+        warnings.filterwarnings("ignore", category=category)
+    if Path(settings.start_folder).is_dir():  # Tune has put us elsewhere; another machine may not have it
+        os.chdir(settings.start_folder)
     try:
         _train(point, data, settings)
     except OSError:
@@ -84,7 +127,7 @@ def run_trial(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> 
 
 
 def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> None:
-    config = configure({**settings.base, **point}, data)
+    config = settings.recipe.configure(point, data)
 
     reported = 0
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from sweeps.flags import Flags, UsageError, parse, parse_overrides
+from sweeps.flags import Flags, UsageError, parse, parse_choices, parse_overrides
 
 
 def parse_words(monkeypatch: pytest.MonkeyPatch, *words: str) -> Flags:
@@ -16,7 +16,7 @@ def test_the_flags_are_those_promised() -> None:
     assert {field.name for field in dataclasses.fields(Flags)} == {
         *("dataset", "data_root", "num_samples", "seeds", "budget", "epochs", "search", "scheduler", "set"),
         *("cpus_per_trial", "gpus_per_trial", "address", "storage", "name", "resume", "smoke", "study_url"),
-        "mlflow_url",
+        *("mlflow_url", "vary"),
     }
 
 
@@ -52,6 +52,17 @@ def test_mistakes_exit_2_and_are_named(
     assert caught.value.code == 2
     output = capsys.readouterr()
     assert message in output.out + output.err
+
+
+def test_choices_are_typed_and_checked() -> None:
+    assert parse_choices(("a=1,2", "b=x", "drop-path-rate=none,0.1")) == {
+        "a": (1, 2),
+        "b": ("x",),
+        "drop_path_rate": (None, 0.1),
+    }
+    for bad in ("depth", "=3,4", "depth=", "depth=3,,4", "depth=3,3"):
+        with pytest.raises(UsageError, match=r"--vary takes NAME=A,B,.* with different values"):
+            parse_choices((bad,))
 
 
 def test_overrides_are_typed_and_checked() -> None:

@@ -1,0 +1,50 @@
+"""Sentences that sweeps answer with, put together from the levels of their factor."""
+
+from collections.abc import Sequence
+
+from sweeps.results import Level
+
+
+def ranking(levels: Sequence[Level], noun: str) -> str:
+    """The winner (in validation), how far its test accuracy is from the others', and whether chance explains it."""
+    best, *others = levels
+    name = _capitalised(f"{noun} {best.value}")
+    text = f"{name} is best: {_accuracy(best)} test accuracy"
+    if not others:
+        return f"{text}; no other could be trained."
+    second, last = others[0], others[-1]
+    text += f", {distance(best, second)} {noun} {second.value}{doubt(best, second)}"
+    if last is not second:
+        text += f" and {distance(best, last)} {noun} {last.value}"
+    return text + "."
+
+
+def comparison(levels: Sequence[Level], value: str, other: str) -> str | None:
+    """How far one level is above another, and whether chance explains it; None where one of them has no finalist."""
+    found = {level.value: level for level in levels}
+    if value not in found or other not in found:
+        return None
+    a, b = found[value], found[other]
+    return f"{_capitalised(value)} is {distance(a, b)} {other}{doubt(a, b)}."
+
+
+def distance(level: Level, other: Level) -> str:
+    """`1.2 points above`, in mean test accuracy."""
+    points = 100 * (level.test_mean - other.test_mean)
+    return f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}"
+
+
+def doubt(level: Level, other: Level) -> str:
+    """A caveat where the distance is no more than twice the spread over seeds."""
+    spread = max(level.test_std, other.test_std)  # NaN, so never below the lead, where there is one seed
+    is_clear = abs(level.test_mean - other.test_mean) > 2 * spread
+    return "" if is_clear else f" (chance alone could explain it, n={min(level.n, other.n)})"
+
+
+def _accuracy(level: Level) -> str:
+    spread = f" ± {100 * level.test_std:.1f}" if level.n > 1 else ""
+    return f"{100 * level.test_mean:.1f}{spread}%"
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,61 @@
+"""Who teaches where a sweep distils: the checkpoint folder that the user names, or a stand-in for smoke runs."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from core.data import Dataset
+from core.distill import load_teacher
+from core.models import ConvNetConfig
+from core.train import train
+from core.train_config import TrainConfig
+from sweeps.flags import Flags, UsageError
+from sweeps.question import Resolved
+
+_FOLDER = "smoke_teacher"
+
+
+def with_teacher(resolved: Resolved, flags: Flags, data: Dataset, run_folder: Path) -> Resolved:
+    """The sweep with a usable teacher for all trials that need one; a smoke run without one trains a tiny one first.
+
+    Raises:
+        UsageError: a trial needs a teacher and none is named, or it does not fit the data.
+    """
+    named: set[str | None] = {fields.get("teacher") for fields in _distilling(resolved)}
+    if None in named:
+        if not flags.smoke:
+            raise UsageError(
+                "distillation needs a teacher: --set teacher=FOLDER, a checkpoint folder such as the best/ that "
+                "python sweeps/architecture.py --vary row=teacher leaves"
+            )
+        folder = run_folder / _FOLDER
+        if not folder.exists():
+            _train_stand_in(data, folder)
+        recipe = dataclasses.replace(
+            resolved.recipe, base={**resolved.base, "teacher": str(folder), "target_accuracy": None}
+        )
+        return dataclasses.replace(resolved, recipe=recipe)
+    _, size, _, channels = data.train.images.shape
+    for folder in named:
+        try:
+            load_teacher(str(folder), class_names=data.class_names, image_size=size, in_channels=channels)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    return resolved
+
+
+def _distilling(resolved: Resolved) -> Iterator[dict[str, Any]]:
+    """The settings of those trials that learn from a teacher."""
+    recipe = resolved.recipe
+    for point in resolved.points:
+        fields = {**recipe.base, **recipe.bundles.get(point[recipe.factor], {}), **point}
+        if fields.get("temperature") is not None:
+            yield fields
+
+
+def _train_stand_in(data: Dataset, folder: Path) -> None:
+    _, size, _, channels = data.train.images.shape
+    model = ConvNetConfig(image_size=size, in_channels=channels, num_classes=len(data.class_names), width=8)
+    config = TrainConfig(model=model, images=len(data.train), reports=1, batch_size=64, compile=False)
+    train(config, data).save(folder)
