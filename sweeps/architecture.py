@@ -1,16 +1,18 @@
 """The ladder: from a baseline ViT to a ResNet with a transformer on top, all at the same training FLOPs.
 
-Each row is a design with a recipe of its own. Beside every hybrid stands its trunk alone (global pooling in the
-transformer's place) at the same FLOPs: what it has over the trunk is the transformer's share.
+Each row is a design with a recipe of its own. Beside every hybrid stand its trunk alone (global pooling in the
+transformer's place) and the trunk with one more stage, at the same FLOPs: what it has over them is attention's share.
 
     vit                 baseline ViT: crop, flip and label smoothing
     vit-regularised     the same net with augmentation and DropPath
     cnn-encoder         basic CNN + PyTorch's nn.TransformerEncoder
-    cnn                 its control: the CNN alone
+    cnn                 its control: the CNN alone, pooled
+    cnn-deeper          and the CNN with a third stage where the encoder was
     explicit            our blocks on patches, the design that sweeps/block_design.py chose
     distilled           the same, distilled from a teacher (--set teacher=FOLDER)
     resnet-transformer  convolutions with residual blocks + our blocks
-    resnet-trunk        its control: the convolutions alone
+    resnet-trunk        its control: the convolutions alone, pooled
+    resnet-deeper       and with a third stage of convolutions where the blocks were
     teacher             ResNet-18 in its CIFAR form, the teacher of `distilled`; not run unless it is named
 
     python sweeps/architecture.py --budget 1e15 --vary row=teacher --name teacher      # train the teacher first
@@ -49,23 +51,31 @@ ROWS: dict[str, dict[str, Any]] = {
     "vit": _VIT,
     "vit-regularised": {**_VIT, "flip": "alternating", "cutmix_alpha": 0.5, "drop_path_rate": 0.05},
     "cnn-encoder": {**_CNN, "blocks": "encoder", "depth": 3, "zero_init_residual": True},
-    "cnn": {**_CNN, "blocks": "none", "trunk_stages": 3},
+    "cnn": {**_CNN, "blocks": "none"},
+    "cnn-deeper": {**_CNN, "blocks": "none", "trunk_stages": 3},
     "explicit": _EXPLICIT,
     "distilled": {**_EXPLICIT, "temperature": 4.0, "distill_weight": 0.9},
     "resnet-transformer": {**_RESNET, "blocks": "explicit", "depth": 3, "zero_init_residual": True},
-    "resnet-trunk": {**_RESNET, "blocks": "none", "trunk_stages": 3},
+    "resnet-trunk": {**_RESNET, "blocks": "none"},
+    "resnet-deeper": {**_RESNET, "blocks": "none", "trunk_stages": 3},
     "teacher": {
         **{"model": "resnet", "width": 64, "optimizer": "muon", "learning_rate": 2e-3, "muon_learning_rate": 0.05},
         **{"momentum": 0.9, "flip": "alternating", "label_smoothing": 0.1, "batch_size": 256},
     },
 }
 
-CONTROLS = {"cnn-encoder": "cnn", "resnet-transformer": "resnet-trunk", "distilled": "explicit"}
+CONTROLS = (
+    ("cnn-encoder", "cnn"),
+    ("cnn-encoder", "cnn-deeper"),
+    ("resnet-transformer", "resnet-trunk"),
+    ("resnet-transformer", "resnet-deeper"),
+    ("distilled", "explicit"),
+)
 
 
 def answer(levels: Sequence[Level]) -> str:
     """The winner, what each hybrid has over its trunk alone, and the distilled ViT over the one without a teacher."""
-    shares = [comparison(levels, row, control) for row, control in CONTROLS.items()]
+    shares = [comparison(levels, row, control) for row, control in CONTROLS]
     return " ".join([ranking(levels, "row"), *(share for share in shares if share)])
 
 

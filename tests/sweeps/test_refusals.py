@@ -73,7 +73,7 @@ def test_a_taken_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_settings_that_no_trial_can_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no trial can be trained: num_heads=7 does not divide" in refused(capsys, set=("num_heads=7",), smoke=False)
-    assert "unknown; there are:" in refused(capsys, set=("width=7",))
+    assert "unknown; there are:" in refused(capsys, set=("breadth=7",))
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_refused(
