@@ -84,7 +84,7 @@ def test_each_recipe_leaves_out_or_has_what_its_name_says(shapes: Dataset) -> No
 
 def test_what_is_set_goes_before_a_levels_own_and_what_a_point_has_before_both(shapes: Dataset) -> None:
     result = resolved(SWEEPS["architecture"], set=("embed_dim=64", "width=16", "teacher=x"), vary=("depth=2,3",))
-    assert len(result.points) == 8 * 2 * 2
+    assert len(result.points) == 10 * 2 * 2
     config = result.recipe.configure({"row": "vit", "depth": 3, "seed": 1}, shapes)
     assert isinstance(config.model, ViTConfig)
     assert (config.model.embed_dim, config.model.depth, config.seed) == (64, 3, 1)  # no ViT has a `width`
