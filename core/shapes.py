@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "crescent", "hexagon", "bars")
 IMAGE_SIZE = 32
 
 _Array = np.ndarray
@@ -63,19 +62,21 @@ def _bars(x: _Array, y: _Array) -> _Array:
     return np.maximum(np.abs(np.abs(x) - 0.5) - 0.22, np.abs(y) - 0.8)
 
 
-# Signed functions on the plane, negative inside, each about one unit in radius; in the order of CLASS_NAMES.
-_INSIDE = (
-    _circle,
-    _square,
-    _polygon(3, 1.05),
-    _star,
-    _ring,
-    _cross,
-    _heart,
-    _crescent,
-    _polygon(6, 0.95),
-    _bars,
-)
+OUTLINES: dict[str, Callable[[_Array, _Array], _Array]] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _polygon(3, 1.05),
+    "star": _star,
+    "ring": _ring,
+    "cross": _cross,
+    "heart": _heart,
+    "crescent": _crescent,
+    "hexagon": _polygon(6, 0.95),
+    "bars": _bars,
+}
+"""Signed functions of (x, y) for each shape, negative inside, each about one unit in radius."""
+
+CLASS_NAMES = tuple(OUTLINES)
 
 
 def generate(num_images: int, seed: int) -> tuple[_Array, _Array]:
@@ -111,7 +112,7 @@ def _draw(labels: _Array, rng: np.random.Generator) -> _Array:
     x, y = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
 
     coverage = np.empty((n, size, size))
-    for label, inside in enumerate(_INSIDE):
+    for label, inside in enumerate(OUTLINES.values()):
         chosen = labels == label
         if chosen.any():
             coverage[chosen] = _antialias(inside(x[chosen], y[chosen]))

@@ -1,0 +1,1 @@
+"""Text-prompted segmentation: CLIPSeg finds, SAM 2 refines."""
