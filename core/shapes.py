@@ -50,7 +50,7 @@ def _cross(x: _Array, y: _Array) -> _Array:
 
 
 def _heart(x: _Array, y: _Array) -> _Array:
-    x, y = 1.15 * x, 1.15 * y + 0.1
+    x, y = 1.15 * x, 0.1 - 1.15 * y  # rows grow downwards, and so does its tip
     return (x**2 + y**2 - 0.6) ** 3 - x**2 * y**3
 
 
