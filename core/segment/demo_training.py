@@ -68,9 +68,10 @@ def run(
     num_steps: int,
     work: Path,
     output: Path,
+    rates: tuple[float, float],
 ) -> None:
     """Train `model`, whose call on a batch returns the loss and its parts; log, save and resume on the way."""
-    optimizers = build_optimizers(model, *RATES[name])
+    optimizers = build_optimizers(model, *rates)
     state_file, log_file = work / f"{name}.pt", work / f"{name}.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     step = 0
@@ -88,7 +89,7 @@ def run(
         while step < num_steps:
             batch = coming.result()
             coming = ahead.submit(batch_at, step + 1)
-            factor = schedule_factor("trapezoid", step, num_steps, warmup_fraction=0.03, cooldown_fraction=0.5)
+            factor = schedule_factor("cosine", step, num_steps, warmup_fraction=0.03, cooldown_fraction=0)
             loss, parts = model(**batch)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder that the weights are written to")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rates", type=float, nargs=2, help="peak learning rates of Muon and AdamW")
     parser.add_argument("--threads", type=int, default=None, help="of PyTorch; default: all cores")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -150,7 +152,16 @@ def main() -> None:
         def batch_at(step: int) -> dict[str, Tensor]:
             return pool.at(step, size)
 
-    run(arguments.model, model.train(), batch_at, model.save, num_steps=steps, work=arguments.work, output=arguments.output)
+    run(
+        arguments.model,
+        model.train(),
+        batch_at,
+        model.save,
+        num_steps=steps,
+        work=arguments.work,
+        output=arguments.output,
+        rates=tuple(arguments.rates or RATES[arguments.model]),
+    )
 
 
 if __name__ == "__main__":
