@@ -19,7 +19,14 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, CLIPTokenizer, PreTrainedConfig
+from transformers import (
+    AttentionInterface,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    CLIPTokenizer,
+    PreTrainedConfig,
+)
 from transformers.models.vit.image_processing_vit import ViTImageProcessor
 
 from core.runtime import autocast
@@ -199,7 +206,9 @@ class ClipSegBatches:
             "pixels": pixels,
             "tokens": self.encode(texts),
             "targets": _resize(wanted, IMAGE_SIZE)[:, 0],
-            "labels": [self._patch_labels(maps, names[chosen], n) for names, n in zip(self.names, (9, 9, 4), strict=True)],
+            "labels": [
+                self._patch_labels(maps, names[chosen], n) for names, n in zip(self.names, (9, 9, 4), strict=True)
+            ],
         }
 
     def encode(self, texts: list[str]) -> Int64[Tensor, "prompts length"]:

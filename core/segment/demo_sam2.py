@@ -14,8 +14,8 @@ import torch
 import yaml
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.runtime import autocast
 from core.segment.scenes import Scene
@@ -58,7 +58,10 @@ def demo_config() -> dict[str, Any]:
             "layer": {
                 **{"_target_": "sam2.modeling.memory_attention.MemoryAttentionLayer", "activation": "relu"},
                 **{"dim_feedforward": 16, "dropout": 0.0, "pos_enc_at_attn": False, "d_model": D_MODEL},
-                **{"self_attention": attention, "cross_attention": {**attention, "rope_k_repeat": True, "kv_in_dim": 16}},
+                **{
+                    "self_attention": attention,
+                    "cross_attention": {**attention, "rope_k_repeat": True, "kv_in_dim": 16},
+                },
                 **{"pos_enc_at_cross_attn_keys": True, "pos_enc_at_cross_attn_queries": False},
             },
         },
@@ -131,12 +134,16 @@ class Sam2Training(nn.Module):
         with torch.no_grad():
             hit, wanted = logits > 0, small > 0.5
             true_iou = (hit & wanted).sum((2, 3)) / (hit | wanted).sum((2, 3)).clamp(min=1)
-            final = ((chosen[:, 1] > 0) & (targets > 0.5)).sum((1, 2)) / (
-                (chosen[:, 1] > 0) | (targets > 0.5)
-            ).sum((1, 2)).clamp(min=1)
+            final = ((chosen[:, 1] > 0) & (targets > 0.5)).sum((1, 2)) / ((chosen[:, 1] > 0) | (targets > 0.5)).sum(
+                (1, 2)
+            ).clamp(min=1)
         iou_loss = F.mse_loss(predicted, true_iou)
         loss = mask_loss.mean() + iou_loss
-        return loss, {"mask": mask_loss.mean().detach(), "iou_error": iou_loss.detach().sqrt(), "best_iou": final.mean()}
+        return loss, {
+            "mask": mask_loss.mean().detach(),
+            "iou_error": iou_loss.detach().sqrt(),
+            "best_iou": final.mean(),
+        }
 
     def save(self, folder: Path) -> None:
         """Write `config.yaml` and `model.safetensors`, in half precision; read back as float32."""
@@ -148,9 +155,7 @@ class Sam2Training(nn.Module):
         save_file({name: value.half().contiguous() for name, value in state.items()}, folder / "model.safetensors")
 
 
-def _mask_loss(
-    logits: Float[Tensor, "n masks h w"], targets: Float[Tensor, "n one h w"]
-) -> Float[Tensor, "n masks"]:
+def _mask_loss(logits: Float[Tensor, "n masks h w"], targets: Float[Tensor, "n one h w"]) -> Float[Tensor, "n masks"]:
     """Cross-entropy around the object plus the Dice loss, for each mask."""
     wanted = targets.expand_as(logits)
     pixel = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((2, 3))
@@ -177,7 +182,10 @@ class Sam2Batches:
         if rng.uniform() < 0.35:  # as the pipeline does when it zooms in on something small
             side = 8 * int(rng.integers(12, 29))
             top, left = (int(rng.integers(0, IMAGE_SIZE - side + 1)) for _ in range(2))
-            images, maps = images[:, top : top + side, left : left + side], maps[:, top : top + side, left : left + side]
+            images, maps = (
+                images[:, top : top + side, left : left + side],
+                maps[:, top : top + side, left : left + side],
+            )
             maps = F.interpolate(maps[:, None], size=(IMAGE_SIZE, IMAGE_SIZE), mode="nearest")[:, 0]
         pixels = images.permute(0, 3, 1, 2).float() / 255
         if pixels.shape[-1] != IMAGE_SIZE:

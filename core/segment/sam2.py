@@ -1,0 +1,281 @@
+"""SAM 2 (Ravi et al., 2024) by `sam2`, for still pictures: stateless, and truly batched over prompts of one shape."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.runtime import autocast, import_torchvision, resolve_device
+from core.segment.grounder import Image
+
+# Prompts that the decoder takes at a time: what bounds the memory of a call.
+DECODER_ROWS = 64
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LOGIT_LIMIT = 32.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sam2Features:
+    """One encoded picture. `size`: its height and width in pixels."""
+
+    image_embed: Float[Tensor, "dim rows columns"]
+    high_res: tuple[Tensor, ...]
+    size: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        return self.image_embed.nbytes + sum(level.nbytes for level in self.high_res)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskPrompt:
+    """What SAM 2 is asked about one object, in pixels of the picture.
+
+    box_xyxy: `[4]`. points: `[n, 2]` as (x, y); point_labels: `[n]`, 1 inside the object, 0 outside it.
+    mask_logits: `[low_res_size, low_res_size]`, a coarse mask as logits, never as booleans.
+    """
+
+    box_xyxy: np.ndarray | None = None
+    points: np.ndarray | None = None
+    point_labels: np.ndarray | None = None
+    mask_logits: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.box_xyxy is None and self.points is None:
+            raise ValueError("a prompt needs a box or points: a mask alone is unlike anything SAM 2 was trained on")
+        if (self.points is None) != (self.point_labels is None):
+            raise ValueError("points and point_labels go together")
+        if self.mask_logits is not None and self.mask_logits.dtype == bool:
+            raise ValueError("mask_logits must be logits, not booleans")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskCandidates:
+    """SAM 2's answers to one prompt: low-resolution logits, and the IoU that it predicts for each."""
+
+    mask_logits: Float[Tensor, "masks low low"]
+    iou_scores: Float[Tensor, " masks"]
+
+
+class Sam2:
+    """Prompts to masks. Keeps nothing of a call: safe to share among threads."""
+
+    def __init__(self, model: Any, *, revision: str, device: torch.device, precision: str) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.revision = revision
+        self.device, self.precision = device, precision
+        self.image_size: int = model.image_size
+        self.low_res_size: int = 4 * model.sam_image_embedding_size
+
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: str | Path, *, config: str | None = None, device: str = "auto", precision: str = "auto"
+    ) -> "Sam2":
+        """Load a checkpoint: a folder with `config.yaml` and `model.safetensors`, a `.pt` file, or a name on the hub.
+
+        Args:
+            config: with a `.pt` file, the name of one of sam2's own configurations, such as
+                `configs/sam2.1/sam2.1_hiera_t.yaml`, or a YAML file.
+            precision: of the image encoder: `bf16`, `float32`, or `auto`; the decoder stays in float32.
+
+        Raises:
+            ValueError: there is no such checkpoint, or it does not fit the configuration.
+        """
+        import_torchvision()
+        path = Path(checkpoint)
+        if path.is_dir():
+            weights, config = path / "model.safetensors", str(path / "config.yaml")
+        elif path.is_file():
+            weights = path
+            if config is None:
+                raise ValueError(f"{path} needs config=: the name of the sam2 configuration that it was trained with")
+        else:
+            weights, config = _from_hub(str(checkpoint))
+        model = build(config)
+        try:
+            model.load_state_dict(_read(weights))
+        except (OSError, RuntimeError, KeyError) as error:
+            raise ValueError(f"{weights} does not fit {config}: {error}") from error
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+        name = path.name if path.exists() else str(checkpoint)
+        return cls(model.float(), revision=f"{name}@{digest}", device=resolve_device(device), precision=precision)
+
+    def encode_images(self, images: Sequence[Image]) -> list[Sam2Features]:
+        """Encode pictures (uint8 RGB, any sizes) in one batch."""
+        if not images:
+            return []
+        pixels = torch.stack([self._pixels(image) for image in images]).to(self.device)
+        model = self.model
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            _, maps, _, sizes = model._prepare_backbone_features(model.forward_image(pixels))
+            if model.directly_add_no_mem_embed:
+                maps[-1] = maps[-1] + model.no_mem_embed
+        levels = [m.float().permute(1, 2, 0).reshape(len(images), -1, *s) for m, s in zip(maps, sizes, strict=True)]
+        return [
+            Sam2Features(
+                image_embed=levels[-1][row].clone(),
+                high_res=tuple(level[row].clone() for level in levels[:-1]),
+                size=(image.shape[0], image.shape[1]),
+            )
+            for row, image in enumerate(images)
+        ]
+
+    def decode(
+        self, features: Sequence[Sam2Features], prompts: Sequence[MaskPrompt], *, multimask: bool = True
+    ) -> list[MaskCandidates]:
+        """Answer one prompt a row of `features`, in order. Prompts of one shape are decoded together."""
+        groups: dict[tuple[int, bool], list[int]] = {}
+        clicks = [self._clicks(prompt, feature.size) for prompt, feature in zip(prompts, features, strict=True)]
+        for row, prompt in enumerate(prompts):
+            groups.setdefault((len(clicks[row][1]), prompt.mask_logits is not None), []).append(row)
+        answers: list[MaskCandidates | None] = [None] * len(prompts)
+        for (_, has_mask), rows in groups.items():
+            for start in range(0, len(rows), DECODER_ROWS):
+                part = rows[start : start + DECODER_ROWS]
+                masks = None
+                if has_mask:
+                    coarse = np.stack([prompts[row].mask_logits for row in part])  # type: ignore[misc]
+                    masks = torch.from_numpy(coarse)[:, None].float().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
+                logits, scores = self._decode_group(
+                    [features[row] for row in part],
+                    torch.stack([clicks[row][0] for row in part]),
+                    torch.stack([clicks[row][1] for row in part]),
+                    masks,
+                    multimask,
+                )
+                for row, mask_logits, iou_scores in zip(part, logits, scores, strict=True):
+                    answers[row] = MaskCandidates(mask_logits.clone(), iou_scores.clone())
+        return [answer for answer in answers if answer is not None]
+
+    def upsample(
+        self, mask_logits: Float[Tensor, "masks low low"], size: tuple[int, int]
+    ) -> Float[Tensor, "masks height width"]:
+        """Logits at the picture's own size."""
+        return F.interpolate(mask_logits[None], size=size, mode="bilinear", align_corners=False)[0]
+
+    def _pixels(self, image: Image) -> Tensor:
+        scaled = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+        side = (self.image_size, self.image_size)
+        if scaled.shape[-2:] != side:
+            # As torchvision's Resize on a tensor, which sam2's own transforms use.
+            scaled = F.interpolate(scaled, size=side, mode="bilinear", align_corners=False, antialias=True)
+        return (scaled[0] - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+    def _clicks(self, prompt: MaskPrompt, size: tuple[int, int]) -> tuple[Float[Tensor, "n 2"], Int64[Tensor, " n"]]:
+        """Points at the model's own scale; a box goes first, as two points with the labels 2 and 3."""
+        height, width = size
+        points, labels = [np.empty((0, 2))], [np.empty(0)]
+        if prompt.box_xyxy is not None:
+            points.append(np.asarray(prompt.box_xyxy, float).reshape(2, 2))
+            labels.append(np.array([2, 3]))
+        if prompt.points is not None and prompt.point_labels is not None:
+            points.append(np.asarray(prompt.points, float).reshape(-1, 2))
+            labels.append(np.asarray(prompt.point_labels))
+        scale = self.image_size / np.array([width, height])
+        return (
+            torch.from_numpy(np.concatenate(points) * scale).float(),
+            torch.from_numpy(np.concatenate(labels)).long(),
+        )
+
+    def _decode_group(
+        self,
+        features: Sequence[Sam2Features],
+        points: Float[Tensor, "batch n 2"],
+        labels: Int64[Tensor, "batch n"],
+        masks: Float[Tensor, "batch 1 low low"] | None,
+        multimask: bool,
+    ) -> tuple[Float[Tensor, "batch masks low low"], Float[Tensor, "batch masks"]]:
+        model = self.model
+        with torch.inference_mode():
+            sparse, dense = model.sam_prompt_encoder(
+                points=(points.to(self.device), labels.to(self.device)),
+                boxes=None,
+                masks=None if masks is None else masks.to(self.device),
+            )
+            logits, scores, _, _ = model.sam_mask_decoder(
+                image_embeddings=torch.stack([feature.image_embed for feature in features]),
+                image_pe=model.sam_prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=multimask,
+                repeat_image=False,
+                high_res_features=[torch.stack(level) for level in zip(*(f.high_res for f in features), strict=True)],
+            )
+        return logits.float().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).cpu(), scores.float().cpu()
+
+
+def build(config: str) -> Any:
+    """The untrained model that a configuration describes: a name of one of sam2's own, or a YAML file.
+
+    Raises:
+        ValueError: the file cannot be read, or names a class that is not sam2's.
+    """
+    import_torchvision()
+    import yaml
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    file = Path(config)
+    if not file.is_file():
+        import sam2
+
+        file = Path(sam2.__file__).parent / config
+    try:
+        described = OmegaConf.create(yaml.safe_load(file.read_text()))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"the sam2 configuration {config!r} cannot be read: {error}") from error
+    plain = OmegaConf.to_container(described, resolve=True)
+    if not isinstance(plain, dict) or "model" not in plain:
+        raise ValueError(f"{config}: a sam2 configuration has a section `model`")
+    _allow_only_sam2(plain["model"], config)
+    model = plain["model"]
+    model["sam_mask_decoder_extra_args"] = {
+        "dynamic_multimask_via_stability": True,
+        "dynamic_multimask_stability_delta": 0.05,
+        "dynamic_multimask_stability_thresh": 0.98,
+        **(model.get("sam_mask_decoder_extra_args") or {}),
+    }
+    return instantiate(model)
+
+
+def _allow_only_sam2(node: object, config: str) -> None:
+    """A configuration names classes to be called: nothing but sam2's own is called for a file from outside."""
+    if isinstance(node, dict):
+        target = node.get("_target_", "sam2.")
+        if not str(target).startswith("sam2.modeling."):
+            if target != "sam2.":
+                raise ValueError(f"{config} asks for {target!r}: only classes of sam2.modeling are allowed")
+        for value in node.values():
+            _allow_only_sam2(value, config)
+    elif isinstance(node, list):
+        for value in node:
+            _allow_only_sam2(value, config)
+
+
+def _read(weights: Path) -> dict[str, Tensor]:
+    if weights.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(weights)
+    return torch.load(weights, map_location="cpu", weights_only=True)["model"]
+
+
+def _from_hub(name: str) -> tuple[Path, str]:
+    from huggingface_hub import hf_hub_download
+    from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+
+    if name not in HF_MODEL_ID_TO_FILENAMES:
+        known = ", ".join(HF_MODEL_ID_TO_FILENAMES)
+        raise ValueError(f"there is no folder or file {name!r}, nor is it one of sam2's names: {known}")
+    config, file = HF_MODEL_ID_TO_FILENAMES[name]
+    try:
+        return Path(hf_hub_download(repo_id=name, filename=file)), config
+    except OSError as error:
+        raise ValueError(f"{name} cannot be downloaded, nor is it in the hub's cache: {error}") from error
