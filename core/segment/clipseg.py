@@ -34,7 +34,7 @@ class ClipSegFeatures:
 
 
 class ClipSeg:
-    """Text prompts to heatmaps. Keeps nothing of a call but the embeddings of its texts; safe to share among threads."""
+    """Text prompts to heatmaps. Keeps the embeddings of texts and nothing else; safe to share among threads."""
 
     def __init__(self, model: Any, processor: Any, *, revision: str, device: torch.device, precision: str) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
@@ -50,7 +50,7 @@ class ClipSeg:
         """Load a checkpoint by its name on the hub, from the hub's cache, or from a folder. Safetensors only.
 
         Args:
-            precision: of the vision tower: `bf16`, `float32`, or `auto`; the text tower and the decoder stay in float32.
+            precision: of the vision tower: `bf16`, `float32` or `auto`; text tower and decoder stay in float32.
 
         Raises:
             ValueError: there is no such checkpoint, or it is not CLIPSeg's.
@@ -86,7 +86,7 @@ class ClipSeg:
         return [ClipSegFeatures(activations) for activations in stacked.clone()]
 
     def encode_texts(self, prompts: Sequence[str]) -> Float[Tensor, "prompts dim"]:
-        """Embeddings, kept for the next time a prompt is asked. Words beyond the model's limit of tokens are cut off."""
+        """Embeddings, kept for the next time a prompt is asked. Tokens beyond the model's limit are cut off."""
         keys = [" ".join(prompt.split()).lower() for prompt in prompts]
         with self._lock:
             known = {key: self._texts[key] for key in keys if key in self._texts}

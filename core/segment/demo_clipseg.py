@@ -184,7 +184,7 @@ class ClipSegBatches:
                 self.names[2, row, column + 1] = 1 + list(SIZES).index(thing.size)
 
     def at(self, step: int, batch_size: int, num_prompts: int) -> dict[str, Any]:
-        """The arguments of `ClipSegTraining.forward`, with `num_prompts` prompts a picture, about half of them absent."""
+        """The arguments of `ClipSegTraining.forward`; about half of the prompts are absent."""
         rng = np.random.default_rng([step, 3])
         chosen = rng.integers(len(self.scenes), size=batch_size)
         full = self.images.shape[1]
@@ -207,7 +207,8 @@ class ClipSegBatches:
             "tokens": self.encode(texts),
             "targets": _resize(wanted, IMAGE_SIZE)[:, 0],
             "labels": [
-                self._patch_labels(maps, names[chosen], n) for names, n in zip(self.names, (9, 9, 4), strict=True)
+                self._patch_labels(maps, names[chosen], 1 + len(known))
+                for names, known in zip(self.names, (SHAPES, COLOURS, SIZES), strict=True)
             ],
         }
 

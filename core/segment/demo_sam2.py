@@ -1,7 +1,7 @@
 """The small SAM 2 of the `demo` preset: its configuration, and its training on generated scenes.
 
-Every step draws one kind of prompt (a box, points, a coarse mask, or several of them together) for objects of a batch of
-scenes, made as faulty as a coarse heatmap would make them. As in SAM (Kirillov et al., 2023) the best of three masks is
+Every step draws one kind of prompt (a box, points, a coarse mask, or several together) for objects of a batch of scenes,
+made as faulty as a coarse heatmap would make them. As in SAM (Kirillov et al., 2023) the best of three masks is
 trained, and a head learns to predict the intersection over union of each.
 """
 
@@ -214,7 +214,7 @@ class Sam2Batches:
 def _clicks(
     mask: np.ndarray, kind: str, num_positive: int, num_negative: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points `[n, 2]` as (x, y) pixels and their labels `[n]`: a box's corners, clicks inside and outside the object."""
+    """Points `[n, 2]` as (x, y) pixels and their labels `[n]`: a box's corners, clicks in and out of the object."""
     rows, columns = np.nonzero(mask)
     low, high = np.array([columns.min(), rows.min()]), np.array([columns.max() + 1, rows.max() + 1])
     points, labels = [], []

@@ -1,4 +1,4 @@
-"""What stands between a picture with prompts and its heatmaps: another text-to-heatmap model can take CLIPSeg's place."""
+"""What stands between a picture with prompts and its heatmaps: another model can take CLIPSeg's place."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-Image = UInt8[np.ndarray, "height width 3"]
+Image = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Features(Protocol):

@@ -228,10 +228,9 @@ def build(config: str) -> Any:
 
         file = Path(sam2.__file__).parent / config
     try:
-        described = OmegaConf.create(yaml.safe_load(file.read_text()))
+        plain = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"the sam2 configuration {config!r} cannot be read: {error}") from error
-    plain = OmegaConf.to_container(described, resolve=True)
     if not isinstance(plain, dict) or "model" not in plain:
         raise ValueError(f"{config}: a sam2 configuration has a section `model`")
     _allow_only_sam2(plain["model"], config)
@@ -248,10 +247,9 @@ def build(config: str) -> Any:
 def _allow_only_sam2(node: object, config: str) -> None:
     """A configuration names classes to be called: nothing but sam2's own is called for a file from outside."""
     if isinstance(node, dict):
-        target = node.get("_target_", "sam2.")
-        if not str(target).startswith("sam2.modeling."):
-            if target != "sam2.":
-                raise ValueError(f"{config} asks for {target!r}: only classes of sam2.modeling are allowed")
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith("sam2.modeling."):
+            raise ValueError(f"{config} asks for {target!r}: only classes of sam2.modeling are allowed")
         for value in node.values():
             _allow_only_sam2(value, config)
     elif isinstance(node, list):

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.segment.sam2 import MaskPrompt, Sam2
+from tests.core.segment.conftest import SAM2_TINY
+
+BOX = np.array([20.0, 30.0, 120.0, 110.0])
+POINTS, LABELS = np.array([[60.0, 60.0], [150.0, 20.0]]), np.array([1, 0])
+COARSE = np.linspace(-8, 8, 256 * 256).reshape(256, 256).astype(np.float32)
+PROMPTS = [
+    MaskPrompt(box_xyxy=BOX),
+    MaskPrompt(points=POINTS, point_labels=LABELS),
+    MaskPrompt(box_xyxy=BOX + 5),
+    MaskPrompt(box_xyxy=BOX, points=POINTS, point_labels=LABELS),
+    MaskPrompt(points=POINTS, point_labels=LABELS, mask_logits=COARSE),
+]
+
+
+@pytest.fixture(scope="module")
+def sam2(sam2_file: Path) -> Sam2:
+    return Sam2.from_pretrained(sam2_file, config=SAM2_TINY, precision="float32")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # sam2's predictor compiles its transforms
+@pytest.mark.parametrize("multimask", [True, False])
+def test_batched_decoding_equals_the_predictor(sam2: Sam2, pictures: list[np.ndarray], multimask: bool) -> None:
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    rows = [0, 1, 0, 1, 0]
+    features = sam2.encode_images(pictures[:2])
+    ours = sam2.decode([features[row] for row in rows], PROMPTS, multimask=multimask)
+    predictor = SAM2ImagePredictor(sam2.model)
+    for row, prompt, answer in zip(rows, PROMPTS, ours, strict=True):
+        predictor.set_image(pictures[row])
+        _, scores, logits = predictor.predict(
+            point_coords=prompt.points,
+            point_labels=prompt.point_labels,
+            box=prompt.box_xyxy,
+            mask_input=None if prompt.mask_logits is None else prompt.mask_logits[None],
+            multimask_output=multimask,
+        )
+        assert np.std(logits) > 0
+        np.testing.assert_allclose(answer.mask_logits.numpy(), logits, atol=1e-4)
+        np.testing.assert_allclose(answer.iou_scores.numpy(), scores, atol=1e-4)
+
+
+def test_masks_come_at_the_size_of_the_picture(sam2: Sam2, pictures: list[np.ndarray]) -> None:
+    features = sam2.encode_images(pictures[:1])
+    (answer,) = sam2.decode(features, PROMPTS[:1])
+    assert features[0].size == pictures[0].shape[:2]
+    assert sam2.upsample(answer.mask_logits, features[0].size).shape == (3, *pictures[0].shape[:2])
+    assert answer.mask_logits.shape == (3, sam2.low_res_size, sam2.low_res_size) == (3, 256, 256)
+
+
+def test_prompts_that_mislead_are_refused() -> None:
+    with pytest.raises(ValueError, match="a prompt needs a box or points"):
+        MaskPrompt(mask_logits=COARSE)
+    with pytest.raises(ValueError, match="go together"):
+        MaskPrompt(points=POINTS)
+    with pytest.raises(ValueError, match="not booleans"):
+        MaskPrompt(box_xyxy=BOX, mask_logits=COARSE > 0)
+
+
+def test_bad_checkpoints_are_refused_by_name(sam2_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs config="):
+        Sam2.from_pretrained(sam2_file)
+    with pytest.raises(ValueError, match=r"does not fit configs/sam2.1/sam2.1_hiera_s.yaml"):
+        Sam2.from_pretrained(sam2_file, config="configs/sam2.1/sam2.1_hiera_s.yaml")
+    with pytest.raises(ValueError, match=r"facebook/sam2\.1-hiera-tiny"):
+        Sam2.from_pretrained("nowhere/at-all")
+    (tmp_path / "config.yaml").write_text("model: {_target_: os.system, command: 'touch /tmp/owned'}")
+    torch.save({}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"only classes of sam2\.modeling are allowed"):
+        Sam2.from_pretrained(tmp_path)
