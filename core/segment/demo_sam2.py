@@ -1,7 +1,7 @@
 """The small SAM 2 of the `demo` preset: its configuration, and its training on generated scenes.
 
-Every step draws one kind of prompt (a box, points, a coarse mask, or several together) for objects of a batch of scenes,
-made as faulty as a coarse heatmap would make them. As in SAM (Kirillov et al., 2023) the best of three masks is
+Every step draws one kind of prompt (a box, points, a coarse mask, or several together) for objects of a batch of
+scenes, made as faulty as a coarse heatmap would make them. As in SAM (Kirillov et al., 2023) the best of three masks is
 trained, and a head learns to predict the intersection over union of each.
 """
 

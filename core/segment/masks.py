@@ -1,0 +1,94 @@
+"""Measures and operations on masks, without models: bool `[height, width]` throughout."""
+
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+Mask = np.ndarray
+
+
+def iou(one: Mask, other: Mask) -> float:
+    """Intersection over union, in [0, 1]; two empty masks agree fully."""
+    union = int((one | other).sum())
+    return float((one & other).sum() / union) if union else 1.0
+
+
+def soft_iou(mask: Mask, shares: np.ndarray) -> float:
+    """How well a mask agrees with a map of probabilities: sum of the smaller over sum of the larger, in [0, 1]."""
+    overlap = float(shares[mask].sum())
+    union = float(mask.sum()) + float(shares.sum()) - overlap
+    return overlap / union if union > 0 else 0.0
+
+
+def stability(logits: np.ndarray, offset: float = 1.0) -> float:
+    """IoU of the masks that a stricter and a laxer cut-off give (Kirillov et al., 2023), in [0, 1]."""
+    return float((logits > offset).sum() / max(1, int((logits > -offset).sum())))
+
+
+def boundary_f(mask: Mask, truth: Mask, tolerance: float = 0.0075) -> float:
+    """F measure of the boundaries (Perazzi et al., 2016), in [0, 1]; `tolerance` is a share of the diagonal."""
+    reach = max(1.0, tolerance * float(np.hypot(*mask.shape)))
+    edges = [m & ~ndimage.binary_erosion(m, border_value=1) for m in (mask, truth)]
+    if not edges[0].any() or not edges[1].any():
+        return float(edges[0].any() == edges[1].any())
+    near = [ndimage.distance_transform_edt(~edge) <= reach for edge in edges]
+    precision = float((edges[0] & near[1]).sum() / edges[0].sum())
+    recall = float((edges[1] & near[0]).sum() / edges[1].sum())
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def box_xyxy(mask: Mask) -> np.ndarray:
+    """The smallest box around a mask that is not empty: left, top, right, bottom in pixels, the last two exclusive."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
+
+
+def hysteresis(shares: np.ndarray, low: float, high: float) -> Mask:
+    """All that is at least `low` and joined to something that is at least `high` (Canny, 1986)."""
+    labels, _ = ndimage.label(shares >= low)
+    kept = np.unique(labels[shares >= high])
+    return np.isin(labels, kept[kept > 0])
+
+
+def split(mask: Mask, *, min_share: float, depth: float) -> list[Mask]:
+    """Objects in a mask: its components, and where one narrows enough, the parts on either side of the neck.
+
+    A component is cut (watershed of the distance to its edge) between two cores that are separated by a neck narrower
+    than `depth` times the smaller core. Parts below `min_share` of the largest are dropped as specks.
+    """
+    labels, count = ndimage.label(mask)
+    parts = []
+    for index, where in enumerate(ndimage.find_objects(labels)[:count]):
+        part = np.zeros_like(mask)
+        part[where] = labels[where] == index + 1
+        parts += _cut_at_necks(part, where, depth)
+    largest = max((int(part.sum()) for part in parts), default=0)
+    kept = [part for part in parts if part.sum() >= min_share * largest]
+    return sorted(kept, key=lambda part: -int(part.sum()))
+
+
+def _cut_at_necks(mask: Mask, where: Any, depth: float) -> list[Mask]:
+    inside = np.pad(mask[where], 1)
+    distance = ndimage.distance_transform_edt(inside)
+    cores, count = ndimage.label(distance >= depth * distance.max())
+    sizes = ndimage.maximum(distance, cores, range(1, count + 1)) if count > 1 else []
+    if count < 2 or min(sizes) < 0.7 * max(sizes) or not _is_convex(inside, cores, count):
+        return [mask]
+    nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
+    belongs = cores[tuple(nearest)]
+    parts = []
+    for index in range(1, count + 1):
+        part = np.zeros_like(mask)
+        part[where] = ((belongs == index) & inside)[1:-1, 1:-1]
+        parts.append(part)
+    return parts
+
+
+def _is_convex(inside: Mask, cores: np.ndarray, count: int) -> bool:
+    """Whether every part is nearly its own disc: the arms of a star or a ring's sides are no objects of their own."""
+    nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
+    belongs = np.where(inside, cores[tuple(nearest)], 0)
+    radii = ndimage.maximum(ndimage.distance_transform_edt(inside), belongs, range(1, count + 1))
+    areas = ndimage.sum(inside, belongs, range(1, count + 1))
+    return bool(np.all(areas <= 1.9 * np.pi * np.asarray(radii) ** 2))
