@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -40,18 +37,13 @@ MAX_TOKENS = 16
 def build_tokenizer() -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer with a vocabulary of its own: each word that scenes use is one token."""
     alphabet = sorted(ByteLevel.alphabet())
-    bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
-    trainer = BpeTrainer(
-        vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    words = sorted({*vocabulary(), "a", "the"})
-    bpe.train_from_iterator([[word] for word in words], trainer)
-    merges = _merges(words)
+    merges = _merges(sorted({*vocabulary(), "a", "the"}))
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *(first + second for first, second in merges)]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    # The annotation asks for strings; what `tokenizers` takes are pairs.
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)  # pyright: ignore[reportArgumentType]
 
 
 def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -106,8 +98,9 @@ class ClipSegTraining(nn.Module):
         self.model = CLIPSegForImageSegmentation(config)
         AttentionInterface.register("half_precision", _half_precision_attention)
         for module in self.model.modules():  # the decoder's layers have a configuration of their own
-            if isinstance(getattr(module, "config", None), PreTrainedConfig):
-                module.config._attn_implementation = "half_precision"
+            config = getattr(module, "config", None)
+            if isinstance(config, PreTrainedConfig):
+                config._attn_implementation = "half_precision"
         _initialise(self.model)
         self.heads = nn.ModuleList(nn.Linear(128, 1 + len(names)) for names in (SHAPES, COLOURS, SIZES))
 

@@ -228,6 +228,7 @@ def _clicks(
             points.append(np.array([columns[pick], rows[pick]]) + 0.5)
         reach = 0.5 * (high - low)
         for _ in range(num_negative):
+            x, y = low
             for _ in range(10):
                 x, y = np.clip(rng.uniform(low - reach, high + reach), 0, IMAGE_SIZE - 1)
                 if not mask[int(y), int(x)]:

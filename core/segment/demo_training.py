@@ -1,6 +1,6 @@
 """Train the weights of the `demo` preset from nothing, on generated scenes.
 
-    python -m core.segment.demo_training clipseg --work /tmp/demo                 # 35 minutes on two cores
+    python -m core.segment.demo_training clipseg --work /tmp/demo                 # 35 minutes on one core
     python -m core.segment.demo_training sam2 --work /tmp/demo
     python -m core.segment.demo_training clipseg --work /tmp/demo --steps 200     # a short trial
 
@@ -28,7 +28,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 POOL_SEED, POOL_SIZE = 0, 12_000  # scenes to train on; those to measure on begin at EVALUATION_SEED
 EVALUATION_SEED = 10_000_000
 CHECKPOINT_EVERY_S = 120.0
-RATES = {"clipseg": (0.02, 1e-3), "sam2": (0.015, 1e-3)}
+RATES = {"clipseg": (0.005, 1e-3), "sam2": (0.005, 1e-3)}  # Muon's and AdamW's peaks
 
 
 def scene_pool(first_seed: int, num: int) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
@@ -123,8 +123,8 @@ def main() -> None:
     parser.add_argument("model", choices=("clipseg", "sam2"))
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the log")
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder that the weights are written to")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--batch-size", type=int, default=None, help="scenes a step; default: 32, and 16 for sam2")
     parser.add_argument("--rates", type=float, nargs=2, help="peak learning rates of Muon and AdamW")
     parser.add_argument("--threads", type=int, default=None, help="of PyTorch; default: all cores")
     arguments = parser.parse_args()
@@ -134,7 +134,9 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"drawing {POOL_SIZE:,} scenes", flush=True)
     images, maps, scenes = scene_pool(POOL_SEED, POOL_SIZE)
-    size, steps = arguments.batch_size, arguments.steps
+    size = arguments.batch_size or (32 if arguments.model == "clipseg" else 16)
+    steps = arguments.steps
+    muon_rate, adamw_rate = arguments.rates or RATES[arguments.model]
     model: Any
     if arguments.model == "clipseg":
         from core.segment.demo_clipseg import ClipSegBatches, ClipSegTraining
@@ -160,7 +162,7 @@ def main() -> None:
         num_steps=steps,
         work=arguments.work,
         output=arguments.output,
-        rates=tuple(arguments.rates or RATES[arguments.model]),
+        rates=(muon_rate, adamw_rate),
     )
 
 

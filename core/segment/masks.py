@@ -32,7 +32,7 @@ def boundary_f(mask: Mask, truth: Mask, tolerance: float = 0.0075) -> float:
     edges = [m & ~ndimage.binary_erosion(m, border_value=1) for m in (mask, truth)]
     if not edges[0].any() or not edges[1].any():
         return float(edges[0].any() == edges[1].any())
-    near = [ndimage.distance_transform_edt(~edge) <= reach for edge in edges]
+    near = [_depth(~edge) <= reach for edge in edges]
     precision = float((edges[0] & near[1]).sum() / edges[0].sum())
     recall = float((edges[1] & near[0]).sum() / edges[1].sum())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -46,7 +46,7 @@ def box_xyxy(mask: Mask) -> np.ndarray:
 
 def hysteresis(shares: np.ndarray, low: float, high: float) -> Mask:
     """All that is at least `low` and joined to something that is at least `high` (Canny, 1986)."""
-    labels, _ = ndimage.label(shares >= low)
+    labels, _ = _components(shares >= low)
     kept = np.unique(labels[shares >= high])
     return np.isin(labels, kept[kept > 0])
 
@@ -57,7 +57,7 @@ def split(mask: Mask, *, min_share: float, depth: float) -> list[Mask]:
     A component is cut (watershed of the distance to its edge) between two cores that are separated by a neck narrower
     than `depth` times the smaller core. Parts below `min_share` of the largest are dropped as specks.
     """
-    labels, count = ndimage.label(mask)
+    labels, count = _components(mask)
     parts = []
     for index, where in enumerate(ndimage.find_objects(labels)[:count]):
         part = np.zeros_like(mask)
@@ -70,13 +70,12 @@ def split(mask: Mask, *, min_share: float, depth: float) -> list[Mask]:
 
 def _cut_at_necks(mask: Mask, where: Any, depth: float) -> list[Mask]:
     inside = np.pad(mask[where], 1)
-    distance = ndimage.distance_transform_edt(inside)
-    cores, count = ndimage.label(distance >= depth * distance.max())
+    distance = _depth(inside)
+    cores, count = _components(distance >= depth * distance.max())
     sizes = ndimage.maximum(distance, cores, range(1, count + 1)) if count > 1 else []
     if count < 2 or min(sizes) < 0.7 * max(sizes) or not _is_convex(inside, cores, count):
         return [mask]
-    nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
-    belongs = cores[tuple(nearest)]
+    belongs = _nearest_core(cores)
     parts = []
     for index in range(1, count + 1):
         part = np.zeros_like(mask)
@@ -87,8 +86,24 @@ def _cut_at_necks(mask: Mask, where: Any, depth: float) -> list[Mask]:
 
 def _is_convex(inside: Mask, cores: np.ndarray, count: int) -> bool:
     """Whether every part is nearly its own disc: the arms of a star or a ring's sides are no objects of their own."""
-    nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
-    belongs = np.where(inside, cores[tuple(nearest)], 0)
-    radii = ndimage.maximum(ndimage.distance_transform_edt(inside), belongs, range(1, count + 1))
+    belongs = np.where(inside, _nearest_core(cores), 0)
+    radii = ndimage.maximum(_depth(inside), belongs, range(1, count + 1))
     areas = ndimage.sum(inside, belongs, range(1, count + 1))
     return bool(np.all(areas <= 1.9 * np.pi * np.asarray(radii) ** 2))
+
+
+# scipy's own annotations allow for arguments that are not used here.
+def _depth(mask: np.ndarray) -> np.ndarray:
+    """Distance of each pixel of the mask to the nearest one outside it."""
+    return np.asarray(ndimage.distance_transform_edt(mask))
+
+
+def _nearest_core(cores: np.ndarray) -> np.ndarray:
+    """For each pixel, the label of the core that is nearest."""
+    nearest: Any = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
+    return cores[tuple(nearest)]
+
+
+def _components(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    labelled: Any = ndimage.label(mask)
+    return labelled
