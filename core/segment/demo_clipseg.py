@@ -16,17 +16,8 @@ from jaxtyping import Float, Int64, UInt8
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AttentionInterface,
-    CLIPSegConfig,
-    CLIPSegForImageSegmentation,
-    CLIPSegProcessor,
-    CLIPTokenizer,
-    PreTrainedConfig,
-)
-from transformers.models.vit.image_processing_vit import ViTImageProcessor
 
-from core.runtime import autocast
+from core.runtime import autocast, import_torchvision
 from core.segment.scenes import COLOURS, SHAPES, SIZES, Query, Scene, draw_queries, query_masks, vocabulary
 
 IMAGE_SIZE, PATCH_SIZE = 128, 8
@@ -34,8 +25,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_TOKENS = 16
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer() -> Any:
     """CLIP's byte-pair tokenizer with a vocabulary of its own: each word that scenes use is one token."""
+    import_torchvision()
+    from transformers import CLIPTokenizer
+
     alphabet = sorted(ByteLevel.alphabet())
     merges = _merges(sorted({*vocabulary(), "a", "the"}))
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *(first + second for first, second in merges)]
@@ -57,16 +51,23 @@ def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
     return sorted(merges, key=lambda pair: len(pair[1]))
 
 
-def build_processor() -> CLIPSegProcessor:
+def build_processor() -> Any:
     """Squash to the model's size, ImageNet's mean and standard deviation: what CLIPSeg's own checkpoints do."""
+    import_torchvision()
+    from transformers import CLIPSegProcessor
+    from transformers.models.vit.image_processing_vit import ViTImageProcessor
+
     images = ViTImageProcessor(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=list(MEAN), image_std=list(STD), resample=2
     )
     return CLIPSegProcessor(image_processor=images, tokenizer=build_tokenizer())
 
 
-def build_config(tokenizer: CLIPTokenizer) -> CLIPSegConfig:
+def build_config(tokenizer: Any) -> Any:
     """1.8 million parameters; the picture is 16x16 patches."""
+    import_torchvision()
+    from transformers import CLIPSegConfig
+
     text = {
         **{"vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2},
         **{"num_attention_heads": 4, "max_position_embeddings": MAX_TOKENS, "projection_dim": 128},
@@ -94,12 +95,14 @@ class ClipSegTraining(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = build_tokenizer()
+        from transformers import AttentionInterface, CLIPSegForImageSegmentation
+
         config = build_config(self.tokenizer)
         self.model = CLIPSegForImageSegmentation(config)
         AttentionInterface.register("half_precision", _half_precision_attention)
         for module in self.model.modules():  # the decoder's layers have a configuration of their own
             config = getattr(module, "config", None)
-            if isinstance(config, PreTrainedConfig):
+            if config is not None and hasattr(config, "_attn_implementation"):
                 config._attn_implementation = "half_precision"
         _initialise(self.model)
         self.heads = nn.ModuleList(nn.Linear(128, 1 + len(names)) for names in (SHAPES, COLOURS, SIZES))
@@ -141,7 +144,7 @@ class ClipSegTraining(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the folder that `from_pretrained` reads; weights in half precision, read back as float32."""
-        fresh = CLIPSegForImageSegmentation(build_config(self.tokenizer))
+        fresh = type(self.model)(build_config(self.tokenizer))
         fresh.load_state_dict(self.model.state_dict())
         fresh.half().save_pretrained(folder, safe_serialization=True)
         build_processor().save_pretrained(folder)

@@ -1,15 +1,7 @@
-"""Train the weights of the `demo` preset from nothing, on generated scenes.
+"""Training the weights of the `demo` preset from nothing, on generated scenes: what sweeps/demo_weights.py runs."""
 
-    python -m core.segment.demo_training clipseg --work /tmp/demo                 # 35 minutes on one core
-    python -m core.segment.demo_training sam2 --work /tmp/demo
-    python -m core.segment.demo_training clipseg --work /tmp/demo --steps 200     # a short trial
-
-Stopped at any moment and started again with the same words, it goes on from the last checkpoint in `--work`. The
-weights are written to `--output` (default: where the preset reads them) at every checkpoint.
-"""
-
-import argparse
 import json
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -21,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from core.optim import Muon, schedule_factor
-from core.runtime import import_torchvision
+from core.segment.demo_clipseg import ClipSegBatches, ClipSegTraining
+from core.segment.demo_sam2 import Sam2Batches, Sam2Training
 from core.segment.scenes import Scene, generate_scene, render
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parent / "weights"
 POOL_SEED, POOL_SIZE = 0, 12_000  # scenes to train on; those to measure on begin at EVALUATION_SEED
 EVALUATION_SEED = 10_000_000
 CHECKPOINT_EVERY_S = 120.0
-RATES = {"clipseg": (0.005, 1e-3), "sam2": (0.005, 1e-3)}  # Muon's and AdamW's peaks
 
 
 def scene_pool(first_seed: int, num: int) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
@@ -81,7 +75,7 @@ def run(
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step = state["step"]
-        print(f"{name}: goes on from step {step}", flush=True)
+        logger.info("%s goes on from step %d", name, step)
     sums: dict[str, float] = {}
     since, last = 0, time.monotonic()
     with ThreadPoolExecutor(1) as ahead:
@@ -107,7 +101,7 @@ def run(
                 row = {"step": step, **{part: round(total / since, 4) for part, total in sums.items()}}
                 with log_file.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-                print(name, row, flush=True)
+                logger.info("%s %s", name, row)
                 sums, since = {}, 0
             if time.monotonic() - last > CHECKPOINT_EVERY_S or step == num_steps:
                 last = time.monotonic()
@@ -118,53 +112,37 @@ def run(
                 save(output / name)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=("clipseg", "sam2"))
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the log")
-    parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder that the weights are written to")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--batch-size", type=int, default=None, help="scenes a step; default: 32, and 16 for sam2")
-    parser.add_argument("--rates", type=float, nargs=2, help="peak learning rates of Muon and AdamW")
-    parser.add_argument("--threads", type=int, default=None, help="of PyTorch; default: all cores")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    import_torchvision()
-    torch.manual_seed(0)
-    print(f"drawing {POOL_SIZE:,} scenes", flush=True)
-    images, maps, scenes = scene_pool(POOL_SEED, POOL_SIZE)
-    size = arguments.batch_size or (32 if arguments.model == "clipseg" else 16)
-    steps = arguments.steps
-    muon_rate, adamw_rate = arguments.rates or RATES[arguments.model]
-    model: Any
-    if arguments.model == "clipseg":
-        from core.segment.demo_clipseg import ClipSegBatches, ClipSegTraining
+def train_demo(
+    model: str,
+    *,
+    work: Path,
+    output: Path = WEIGHTS,
+    steps: int = 2500,
+    batch_size: int | None = None,
+    rates: tuple[float, float] = (0.005, 1e-3),
+) -> None:
+    """Train `clipseg` or `sam2` from nothing, or go on from the last checkpoint in `work`.
 
-        model, source = ClipSegTraining(), ClipSegBatches(images, maps, scenes)
+    Args:
+        work: folder for checkpoints and the log.
+        output: the weights are written to a folder here, at every checkpoint.
+        batch_size: scenes a step; None for 32, and 16 for sam2.
+        rates: peak learning rates of Muon and AdamW.
+    """
+    torch.manual_seed(0)
+    logger.info("drawing %d scenes", POOL_SIZE)
+    images, maps, scenes = scene_pool(POOL_SEED, POOL_SIZE)
+    trained: Any
+    if model == "clipseg":
+        trained, clipseg_batches = ClipSegTraining(), ClipSegBatches(images, maps, scenes)
 
         def batch_at(step: int) -> dict[str, Tensor]:
             # The towers first: a prompt a picture is enough for them. Then more, for the decoder.
-            return source.at(step, size, 1 if step < steps // 4 else 3)
+            return clipseg_batches.at(step, batch_size or 32, 1 if step < 400 else 3)
     else:
-        from core.segment.demo_sam2 import Sam2Batches, Sam2Training
-
-        model, pool = Sam2Training(), Sam2Batches(images, maps, scenes)
+        trained, sam2_batches = Sam2Training(), Sam2Batches(images, maps, scenes)
 
         def batch_at(step: int) -> dict[str, Tensor]:
-            return pool.at(step, size)
+            return sam2_batches.at(step, batch_size or 16)
 
-    run(
-        arguments.model,
-        model.train(),
-        batch_at,
-        model.save,
-        num_steps=steps,
-        work=arguments.work,
-        output=arguments.output,
-        rates=(muon_rate, adamw_rate),
-    )
-
-
-if __name__ == "__main__":
-    main()
+    run(model, trained.train(), batch_at, trained.save, num_steps=steps, work=work, output=output, rates=rates)
