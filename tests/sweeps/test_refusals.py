@@ -109,6 +109,7 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_on_the_way_ends_tidily(small_disk: Path, tmp_path: Path) -> None:
     process = start(tmp_path, *LONGER, "--storage", str(small_disk), "--name", "full")
     folder = small_disk / "patch_size" / "full"
