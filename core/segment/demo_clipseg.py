@@ -100,7 +100,9 @@ class ClipSegTraining(nn.Module):
         config = build_config(self.tokenizer)
         self.model = CLIPSegForImageSegmentation(config)
         AttentionInterface.register("half_precision", _half_precision_attention)
-        for module in self.model.modules():  # the decoder's layers have a configuration of their own
+        # Not the text tower: a kernel that transformers does not know gets no causal mask from it.
+        towers = (self.model.clip.vision_model, self.model.decoder)
+        for module in (module for tower in towers for module in tower.modules()):
             config = getattr(module, "config", None)
             if config is not None and hasattr(config, "_attn_implementation"):
                 config._attn_implementation = "half_precision"

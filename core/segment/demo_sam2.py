@@ -5,7 +5,6 @@ scenes, made as faulty as a coarse heatmap would make them. As in SAM (Kirillov 
 trained, and a head learns to predict the intersection over union of each.
 """
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.runtime import autocast
+from core.segment.sam2 import MEAN, STD
 from core.segment.scenes import Scene
 
 IMAGE_SIZE, D_MODEL = 256, 64
 LOW_RES = IMAGE_SIZE // 4
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OBJECTS_PER_SCENE = 3
 KINDS = ("box", "points", "box+points", "box+mask", "points+mask", "box+points+mask")
 
@@ -151,8 +150,8 @@ class Sam2Training(nn.Module):
 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump({"model": demo_config()}, sort_keys=False))
-        state = copy.deepcopy(self.model.state_dict())
-        save_file({name: value.half().contiguous() for name, value in state.items()}, folder / "model.safetensors")
+        state = {name: value.half().contiguous() for name, value in self.model.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
 
 
 def _mask_loss(logits: Float[Tensor, "n masks h w"], targets: Float[Tensor, "n one h w"]) -> Float[Tensor, "n masks"]:
