@@ -101,7 +101,7 @@ class ClipSegTraining(nn.Module):
         self.model = CLIPSegForImageSegmentation(config)
         AttentionInterface.register("half_precision", _half_precision_attention)
         # Not the text tower: a kernel that transformers does not know gets no causal mask from it.
-        towers = (self.model.clip.vision_model, self.model.decoder)
+        towers = (self.model.clip.vision_model, self.model.decoder.layers)
         for module in (module for tower in towers for module in tower.modules()):
             config = getattr(module, "config", None)
             if config is not None and hasattr(config, "_attn_implementation"):
