@@ -40,7 +40,7 @@ def teacher(shapes: Dataset, tmp_path: Path) -> Path:
 
 
 def config(teacher: Path, **fields: Any) -> TrainConfig:
-    given = {"model": STUDENT, "epochs": 2, "batch_size": 60, "compile": False}
+    given = {"model": STUDENT, "epochs": 2, "batch_size": 60, "compile": False, "precision": "float32"}
     return TrainConfig(**{**given, "teacher": str(teacher), "temperature": 2.0, **fields})
 
 
