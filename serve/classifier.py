@@ -12,9 +12,9 @@ from ray import serve
 
 from core.augment import normalise
 from core.checkpoint import WEIGHTS_FILE, Checkpoint, load
+from core.images import PictureError, resize
 from core.models import model_kind
 from core.runtime import resolve_device
-from serve.images import PictureError, resize
 from serve.schemas import Classification, ModelCard, ModelName, Prediction
 from serve.settings import Settings
 

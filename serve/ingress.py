@@ -14,9 +14,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve import images, problems
+from core import images
+from core.images import PictureError, PictureTooLargeError
+from serve import problems
 from serve.body_limit import BodyLimit
-from serve.images import PictureError, PictureTooLargeError
 from serve.problems import Problem
 from serve.schemas import Classification, Limits, Live, ModelCard, Models, Ready
 from serve.settings import Settings

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.images import PictureError
 from serve import problems
-from serve.images import PictureError
 from serve.ingress import create_app
 from serve.problems import Problem
 from serve.schemas import Classification, ModelCard, ModelName, Prediction

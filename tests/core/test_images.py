@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.images import PictureError, PictureTooLargeError, decode, resize
+from core.images import PictureError, PictureTooLargeError, decode, resize
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

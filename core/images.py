@@ -87,6 +87,47 @@ def resize(image: UInt8[np.ndarray, "height width 3"], side: int) -> UInt8[np.nd
     return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
 
+def as_rgb(image: object) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture that is already in memory, as uint8 RGB: an array, or a Pillow image.
+
+    Arrays are `[height, width]`, or with 1, 3 or 4 channels last; uint8 in [0, 255], uint16 in [0, 65535], bool, or
+    floats in [0, 1]. Transparency is laid over white. A Pillow image is turned upright by its EXIF block, and the first
+    frame taken.
+
+    Raises:
+        PictureError: it is none of these, is empty, or holds values outside that range.
+    """
+    if isinstance(image, Image.Image):
+        try:
+            return np.array(_to_rgb(_upright(image)))
+        except _DECODER_ERRORS as error:
+            raise PictureError("The picture is damaged or cut short.") from error
+    if not isinstance(image, np.ndarray):
+        raise PictureError(f"A picture must be an array or a Pillow image, got {type(image).__name__}.")
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+        return image
+    pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
+        raise PictureError(f"A picture must be [height, width, 1, 3 or 4] with some pixels, got {list(image.shape)}.")
+    shares = _as_shares(pixels)
+    if shares.shape[2] == 4:
+        shares = shares[..., :3] * shares[..., 3:] + 1 - shares[..., 3:]
+    return np.array(np.broadcast_to(shares * 255 + 0.5, (*shares.shape[:2], 3)), np.uint8)
+
+
+def _as_shares(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == bool:
+        return pixels.astype(np.float32)
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise PictureError(f"A picture's values must be uint8, uint16, bool or floats, got {pixels.dtype}.")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= 1):  # also if one is NaN
+        raise PictureError(f"A picture of floats must lie in [0, 1], got {low:.3g} to {high:.3g}.")
+    return pixels.astype(np.float32)
+
+
 def _check_size(picture: Image.Image, max_pixels: int) -> None:
     if picture.width * picture.height > max_pixels:
         raise PictureTooLargeError(

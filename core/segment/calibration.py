@@ -1,0 +1,95 @@
+"""The few numbers that turn heatmaps into answers, tuned on labelled pictures and kept in a small file."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+VERSION = 1
+FEATURES = ("peak", "region", "closer_look", "agreement")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Numbers that depend on the models in use; `sweeps/segmentation_threshold.py` tunes them.
+
+    temperature: heatmap logits are divided by it before they are taken for probabilities.
+    floor: no automatic threshold is below it. seed: a region must somewhere reach this share of the heatmap's peak.
+    min_area: regions smaller than this share of the largest are specks. neck: how narrow the neck between two halves
+        of a region must be for them to be two objects, as a share of the smaller one's depth.
+    zoom_below: what is smaller than this share of the picture's side is looked at more closely; 0 for never.
+    zoom_context: side of the closer look as a multiple of the object's.
+    closer_weight: how much the closer look counts against the first one, from 0 to 1.
+    predicted_iou_power, stability_power, leakage_weight: in a candidate's score, beside its agreement.
+    min_ratio: SAM 2 is believed if its mask agrees with the heatmap at least this many times as well as the coarse
+        mask does, and min_iou: if the two masks overlap at least so much.
+    blend: how much the heatmap's logits are added to those of SAM 2 in the final mask.
+    rounds: how often the best mask is given back to SAM 2 to be improved.
+    presence_bias, presence_weights: of a logistic regression on `FEATURES`, each a logit, but for the agreement.
+    min_presence: what is less probable is taken to be absent.
+    """
+
+    temperature: float = 1.0
+    floor: float = 0.12
+    seed: float = 0.5
+    min_area: float = 0.15
+    neck: float = 0.55
+    zoom_below: float = 0.5
+    zoom_context: float = 1.8
+    closer_weight: float = 0.5
+    predicted_iou_power: float = 1.0
+    stability_power: float = 0.5
+    leakage_weight: float = 0.5
+    min_ratio: float = 0.7
+    min_iou: float = 0.5
+    blend: float = 0.3
+    rounds: int = 1
+    presence_bias: float = -3.0
+    presence_weights: tuple[float, ...] = (0.4, 0.6, 0.6, 3.0)
+    min_presence: float = 0.5
+
+    def __post_init__(self) -> None:
+        if len(self.presence_weights) != len(FEATURES):
+            raise ValueError(f"presence_weights: one for each of {', '.join(FEATURES)}")
+        numbers = [value for value in dataclasses.astuple(self) if isinstance(value, float | int)]
+        if not all(math.isfinite(value) for value in (*numbers, *self.presence_weights)):
+            raise ValueError("a calibration's numbers must be finite")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not 0 < self.floor < 1:
+            raise ValueError(f"floor must be between 0 and 1, got {self.floor}")
+
+    def save(self, file: Path) -> None:
+        """Write the numbers as JSON, with the format's version."""
+        text = json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2)
+        fresh = file.with_name(file.name + ".fresh")
+        fresh.write_text(text + "\n")
+        fresh.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> "Calibration":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: there is no such file, or it is not a calibration of this version.
+        """
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"the calibration {file} cannot be read: {error}") from error
+        if not isinstance(content, dict) or content.pop("version", None) != VERSION:
+            raise ValueError(f"{file} is not a calibration of version {VERSION}")
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(content.keys() - known.keys())
+        if unknown:
+            raise ValueError(f"{file} has fields that no calibration has: {', '.join(unknown)}")
+        if "presence_weights" in content:
+            content["presence_weights"] = tuple(content["presence_weights"])
+        for name, value in content.items():
+            if name != "presence_weights" and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{file}: {name} must be a number, got {value!r}")
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise ValueError(f"{file}: {error}") from error

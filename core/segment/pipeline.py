@@ -1,0 +1,453 @@
+"""From a picture and prompts to masks: CLIPSeg says where, SAM 2 says exactly, and the two are held against each other.
+
+The order of the work on one picture is written once, in `flow`, as a generator: it yields what it wants to know of the
+two models and is sent the answers. `Segmenter` runs many flows together, so that what they ask at the same time is
+one call of the model; a service can run the same flow against models that live elsewhere.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from core.images import as_rgb
+from core.segment.calibration import Calibration
+from core.segment.candidates import Judged, choose, improve, judge, propose, shortlist
+from core.segment.clipseg import ClipSeg
+from core.segment.grounder import Grounder, Image
+from core.segment.options import SegmentOptions, check_prompts
+from core.segment.regions import (
+    Region,
+    Window,
+    closer_window,
+    find_regions,
+    look_closer,
+    presence,
+    sample,
+    to_shares,
+)
+from core.segment.results import CroppedMask, Instance, PromptResult
+from core.segment.sam2 import MaskCandidates, MaskPrompt, Sam2, Sam2Features
+
+DEMO_WEIGHTS = Path(__file__).parent / "weights"
+PRESETS = {
+    "demo": (str(DEMO_WEIGHTS / "clipseg"), str(DEMO_WEIGHTS / "sam2")),
+    "tiny": ("CIDAS/clipseg-rd64-refined", "facebook/sam2.1-hiera-tiny"),
+    "small": ("CIDAS/clipseg-rd64-refined", "facebook/sam2.1-hiera-small"),
+    "base": ("CIDAS/clipseg-rd64-refined", "facebook/sam2.1-hiera-base-plus"),
+    "large": ("CIDAS/clipseg-rd64-refined", "facebook/sam2.1-hiera-large"),
+}
+# Words that compare with the rest of the picture: a closer look, which leaves the rest out, must not be asked for them.
+_RELATIVE = {"small", "large", "big", "little", "tiny", "huge"}
+# Pictures that are worked on together: what bounds the memory of a call.
+_PICTURES_AT_ONCE = 16
+# Two answers to one prompt that overlap more than this are one object.
+_SAME_OBJECT = 0.6
+# Objects of different prompts that overlap less than this, and neither lies inside the other, meet at an edge.
+_SAME_NAME, _NESTED = 0.5, 0.8
+
+
+@dataclass(eq=False)
+class EncodedImage:
+    """A picture with what the models read of it, each filled when it is first needed."""
+
+    image: Image
+    grounded: Any = None
+    encoded: Sam2Features | None = None
+
+    @property
+    def nbytes(self) -> int:
+        parts = (self.grounded, self.encoded)
+        return self.image.nbytes + sum(part.nbytes for part in parts if part is not None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ground:
+    """Heatmaps wanted: answered with logits `[prompts, size, size]`."""
+
+    picture: EncodedImage
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decode:
+    """Masks wanted: answered with one `MaskCandidates` a prompt."""
+
+    picture: EncodedImage
+    prompts: tuple[MaskPrompt, ...]
+
+
+Flow = Generator[list[Ground] | list[Decode], list[Any], list[PromptResult]]
+
+
+@dataclass(eq=False, kw_only=True)
+class _Object:
+    """A region on its way to becoming an instance."""
+
+    prompt: int
+    region: Region
+    picture: EncodedImage
+    judged: list[Judged] = field(default_factory=list)
+    best: Judged | None = None
+    why: str = ""
+    presence: float = 0.0
+    logits: np.ndarray | None = None
+    cropped: CroppedMask | None = None
+
+
+class Segmenter:
+    """Text prompts to masks. Keeps nothing of a call: safe to use from many threads at once."""
+
+    def __init__(self, grounder: Grounder, sam2: Sam2, calibration: Calibration | None = None) -> None:
+        self.grounder, self.sam2 = grounder, sam2
+        self.calibration = calibration or Calibration()
+
+    @classmethod
+    def from_preset(cls, name: str = "demo", *, device: str = "auto", precision: str = "auto") -> "Segmenter":
+        """One of `PRESETS`: `demo` comes with the project, the others from the hub or its cache.
+
+        Raises:
+            ValueError: there is no such preset, or its weights can be found neither on the hub nor in the cache.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
+        clipseg, sam2 = PRESETS[name]
+        calibration = DEMO_WEIGHTS / "calibration.json" if name == "demo" else None
+        return cls.from_pretrained(
+            clipseg=clipseg, sam2=sam2, calibration=calibration, device=device, precision=precision
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        *,
+        clipseg: str | Path,
+        sam2: str | Path,
+        sam2_config: str | None = None,
+        calibration: Path | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> "Segmenter":
+        """Any checkpoints: names on the hub, folders, or for SAM 2 a file with its configuration.
+
+        Args:
+            calibration: a file that `sweeps/segmentation_threshold.py` wrote; None for the defaults.
+            precision: `bf16`, `float32`, or `auto`: bf16 for the image encoders where the machine has it.
+
+        Raises:
+            ValueError: one of them cannot be loaded; the message names it.
+        """
+        return cls(
+            ClipSeg.from_pretrained(clipseg, device=device, precision=precision),
+            Sam2.from_pretrained(sam2, config=sam2_config, device=device, precision=precision),
+            None if calibration is None else Calibration.load(calibration),
+        )
+
+    def encode(self, images: Sequence[Any]) -> list[EncodedImage]:
+        """Encode pictures once, for any number of `segment_encoded`. Takes what `core.images.as_rgb` takes."""
+        pictures = [EncodedImage(as_rgb(image)) for image in images]
+        for start in range(0, len(pictures), _PICTURES_AT_ONCE):
+            part = pictures[start : start + _PICTURES_AT_ONCE]
+            self._ground_encode(part)
+            self._sam2_encode(part)
+        return pictures
+
+    def segment(
+        self, images: Sequence[Any], prompts: Sequence[Sequence[str]], options: SegmentOptions | None = None
+    ) -> list[list[PromptResult]]:
+        """Answer every picture's own prompts, in order.
+
+        Args:
+            images: uint8 arrays `[height, width, 3]`, or what else `core.images.as_rgb` takes.
+            prompts: for each picture a list of texts.
+
+        Raises:
+            ValueError: a picture is no picture, there are no prompts, or one is empty or too long.
+        """
+        return self.segment_encoded([EncodedImage(as_rgb(image)) for image in images], prompts, options)
+
+    def segment_encoded(
+        self, pictures: Sequence[EncodedImage], prompts: Sequence[Sequence[str]], options: SegmentOptions | None = None
+    ) -> list[list[PromptResult]]:
+        """As `segment`, for pictures that `encode` has seen."""
+        if len(pictures) != len(prompts):
+            raise ValueError(f"{len(pictures)} pictures with {len(prompts)} lists of prompts: one list a picture")
+        asked = [check_prompts(texts) for texts in prompts]
+        options = options or SegmentOptions()
+        results: list[list[PromptResult]] = []
+        for start in range(0, len(pictures), _PICTURES_AT_ONCE):
+            part = slice(start, start + _PICTURES_AT_ONCE)
+            flows = [
+                flow(picture, texts, options, self.calibration, self.sam2.low_res_size)
+                for picture, texts in zip(pictures[part], asked[part], strict=True)
+            ]
+            results += self._run(flows)
+        return results
+
+    def _run(self, flows: Sequence[Flow]) -> list[list[PromptResult]]:
+        """Advance all flows in step, so that what they want at one time is asked in one call."""
+        results: dict[int, list[PromptResult]] = {}
+        wanted = {index: next(running) for index, running in enumerate(flows)}
+        while wanted:
+            calls = [call for calls in wanted.values() for call in calls]
+            answers = iter(self._answer(calls))
+            coming = {}
+            for index, calls in wanted.items():
+                try:
+                    coming[index] = flows[index].send([next(answers) for _ in calls])
+                except StopIteration as done:
+                    results[index] = done.value
+            wanted = coming
+        return [results[index] for index in range(len(flows))]
+
+    def _answer(self, calls: Sequence[Ground | Decode]) -> list[Any]:
+        answers: dict[int, Any] = {}
+        for kind, ask in ((Ground, self._ground), (Decode, self._decode)):
+            rows = [row for row, call in enumerate(calls) if isinstance(call, kind)]
+            answers |= dict(zip(rows, ask([calls[row] for row in rows]), strict=True))  # type: ignore[arg-type]
+        return [answers[row] for row in range(len(calls))]
+
+    def _ground(self, calls: Sequence[Ground]) -> list[Any]:
+        self._ground_encode([call.picture for call in calls])
+        features = [call.picture.grounded for call in calls]
+        return [logits.numpy() for logits in self.grounder.heatmaps(features, [call.prompts for call in calls])]
+
+    def _decode(self, calls: Sequence[Decode]) -> list[list[MaskCandidates]]:
+        self._sam2_encode([call.picture for call in calls])
+        features = [call.picture.encoded for call in calls for _ in call.prompts]
+        answers = iter(self.sam2.decode(features, [prompt for call in calls for prompt in call.prompts]))  # type: ignore[arg-type]
+        return [[next(answers) for _ in call.prompts] for call in calls]
+
+    def _ground_encode(self, pictures: Sequence[EncodedImage]) -> None:
+        missing = list({id(p): p for p in pictures if p.grounded is None}.values())
+        for part in _chunks(missing, _PICTURES_AT_ONCE):
+            for picture, features in zip(part, self.grounder.encode_images([p.image for p in part]), strict=True):
+                picture.grounded = features
+
+    def _sam2_encode(self, pictures: Sequence[EncodedImage]) -> None:
+        missing = list({id(p): p for p in pictures if p.encoded is None}.values())
+        for part in _chunks(missing, _PICTURES_AT_ONCE):
+            for picture, features in zip(part, self.sam2.encode_images([p.image for p in part]), strict=True):
+                picture.encoded = features
+
+
+def flow(
+    picture: EncodedImage,
+    prompts: Sequence[str],
+    options: SegmentOptions,
+    calibration: Calibration,
+    low_res_size: int,
+) -> Flow:
+    """The work on one picture: yields lists of `Ground` or `Decode`, is sent their answers, returns the results.
+
+    Args:
+        low_res_size: side of SAM 2's mask logits.
+    """
+    size = (picture.image.shape[0], picture.image.shape[1])
+    whole = Window(0, 0, size[1], size[0])
+    (heatmaps,) = yield [Ground(picture, tuple(prompts))]
+    thresholds, objects = [], []
+    for number, logits in enumerate(heatmaps):
+        threshold, regions = find_regions(logits, whole, options, calibration)
+        thresholds.append(threshold)
+        objects += [_Object(prompt=number, region=region, picture=picture) for region in regions]
+    if options.zoom and objects:
+        objects = yield from _zoom(objects, picture, prompts, options, calibration)
+    if options.refine and objects:
+        yield from _refine(objects, calibration, low_res_size)
+    for one in objects:
+        agreement = one.best.candidate.agreement if one.best else 0.0
+        one.presence = presence(one.region, agreement, calibration)
+        _draw(one, size, calibration)
+    at_least = calibration.min_presence if options.min_presence is None else options.min_presence
+    kept = [one for one in objects if one.presence >= at_least and one.cropped is not None and one.cropped.area]
+    kept = _without_doubles(kept)
+    if options.resolve_overlaps:
+        _resolve_overlaps(kept)
+    results = []
+    for number, prompt in enumerate(prompts):
+        heatmap = to_shares(heatmaps[number] / calibration.temperature).astype(np.float32)
+        surest = max((one.presence for one in objects if one.prompt == number), default=0.0)
+        instances = sorted((_instance(one) for one in kept if one.prompt == number), key=lambda i: -i.score)
+        instances = [instance for instance in instances if instance.area][: options.max_instances]
+        reason = None if instances else _reason(heatmap, thresholds[number], surest, at_least)
+        results.append(
+            PromptResult(
+                prompt=prompt,
+                found=bool(instances),
+                presence=surest,
+                reason=reason,
+                threshold=thresholds[number],
+                heatmap=heatmap,
+                instances=tuple(instances),
+                picture_size=size,
+            )
+        )
+    return results
+
+
+def _zoom(
+    objects: list[_Object],
+    picture: EncodedImage,
+    prompts: Sequence[str],
+    options: SegmentOptions,
+    calibration: Calibration,
+) -> Generator[list[Ground], list[Any], list[_Object]]:
+    """Look closer at what is small: each is found again in a part of the picture, or dropped if it is not there."""
+    size = (picture.image.shape[0], picture.image.shape[1])
+    windows = [closer_window(one.region, size, calibration) for one in objects]
+    crops: dict[Window, EncodedImage] = {}
+    texts: dict[Window, list[str]] = {}
+    for one, window in zip(objects, windows, strict=True):
+        if window is None:
+            continue
+        if window not in crops:
+            part = picture.image[window.top : window.bottom, window.left : window.right]
+            crops[window], texts[window] = EncodedImage(np.ascontiguousarray(part)), []
+        text = _absolute(prompts[one.prompt])
+        if text not in texts[window]:
+            texts[window].append(text)
+    if not crops:
+        return objects
+    answers = yield [Ground(crop, tuple(texts[window])) for window, crop in crops.items()]
+    heatmaps = dict(zip(crops, answers, strict=True))
+    fixed = 0.0 if options.threshold == "auto" else float(options.threshold)
+    kept = []
+    for one, window in zip(objects, windows, strict=True):
+        if window is None:
+            kept.append(one)
+            continue
+        logits = heatmaps[window][texts[window].index(_absolute(prompts[one.prompt]))]
+        region = look_closer(one.region, window, logits, calibration, fixed)
+        if region is not None:
+            kept.append(_Object(prompt=one.prompt, region=region, picture=crops[window]))
+    return kept
+
+
+def _refine(
+    objects: Sequence[_Object], calibration: Calibration, low_res_size: int
+) -> Generator[list[Decode], list[Any], None]:
+    proposals = [propose(one.region, low_res_size) for one in objects]
+    answers = yield [Decode(one.picture, tuple(asked.values())) for one, asked in zip(objects, proposals, strict=True)]
+    for one, asked, offers in zip(objects, proposals, answers, strict=True):
+        for kind, offer in zip(asked, offers, strict=True):
+            one.judged += judge(one.region, kind, offer, calibration)
+        one.best, one.why = choose(one.region, one.judged, calibration)
+    for _ in range(calibration.rounds):
+        going = [(one, one.best) for one in objects if one.best is not None]
+        if not going:
+            return
+        answers = yield [Decode(one.picture, (improve(one.region, best),)) for one, best in going]
+        for (one, best), (offer,) in zip(going, answers, strict=True):
+            again = judge(one.region, f"{best.candidate.kind.removesuffix(', again')}, again", offer, calibration)
+            one.judged += again
+            better, why = choose(one.region, again, calibration)
+            if better is not None and better.candidate.score > best.candidate.score:
+                one.best, one.why = better, why
+
+
+def _draw(one: _Object, size: tuple[int, int], calibration: Calibration) -> None:
+    """The final mask at the picture's own resolution, and its logits for where it meets others."""
+    region, window = one.region, one.region.window
+    cells = region.mask.shape[0]
+    rows, columns = (np.arange(length) + 0.5 for length in (window.height, window.width))
+    edge = float(np.log(region.threshold / (1 - region.threshold)))
+    # Near the region's own cells the heatmap decides; elsewhere there is nothing of this object.
+    apart = np.where(_grown(region.mask), region.logits - edge, -8)
+    coarse = sample(np.clip(apart, -8, 8), rows / window.height * cells, columns / window.width * cells)
+    if one.best is None:
+        one.logits = coarse
+        one.why = one.why or "SAM 2 was not asked"
+    else:
+        low = one.best.logits.shape[0]
+        fine = sample(one.best.logits, rows / window.height * low, columns / window.width * low)
+        one.logits = fine + calibration.blend * coarse
+    one.cropped = _cropped(one.logits, window, size)
+
+
+def _cropped(logits: Float[np.ndarray, "rows columns"], window: Window, size: tuple[int, int]) -> CroppedMask:
+    return CroppedMask(logits > 0, window.left, window.top, size)
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    wide = grown.copy()
+    wide[:, 1:] |= grown[:, :-1]
+    wide[:, :-1] |= grown[:, 1:]
+    return wide
+
+
+def _without_doubles(objects: Sequence[_Object]) -> list[_Object]:
+    """Of two answers to one prompt that are the same object, the surer."""
+    kept: list[_Object] = []
+    for one in sorted(objects, key=_score, reverse=True):
+        mine = _mask_of(one)
+        doubles = (
+            other.prompt == one.prompt
+            and mine.overlap(_mask_of(other)) > _SAME_OBJECT * min(mine.area, _mask_of(other).area)
+            for other in kept
+        )
+        if not any(doubles):
+            kept.append(one)
+    return sorted(kept, key=lambda one: one.prompt)
+
+
+def _resolve_overlaps(objects: Sequence[_Object]) -> None:
+    """Where two different objects meet, each pixel goes to the one whose logits are higher there."""
+    for number, one in enumerate(objects):
+        for other in objects[number + 1 :]:
+            mine, theirs = _mask_of(one), _mask_of(other)
+            both = mine.overlap(theirs)
+            if not both or both > _NESTED * min(mine.area, theirs.area) or mine.iou(theirs) > _SAME_NAME:
+                continue
+            where = mine.shared(theirs)
+            assert where is not None and one.logits is not None and other.logits is not None
+            contested = mine.bits[where[0]] & theirs.bits[where[1]]
+            ahead = one.logits[where[0]] >= other.logits[where[1]]
+            mine.bits[where[0]] &= ~contested | ahead
+            theirs.bits[where[1]] &= ~contested | ~ahead
+
+
+def _instance(one: _Object) -> Instance:
+    return Instance(
+        cropped=_mask_of(one).tight(),
+        score=_score(one),
+        presence=one.presence,
+        source="coarse" if one.best is None else "sam2",
+        why=one.why,
+        candidates=shortlist(one.judged),
+        zoomed=one.region.zoomed,
+    )
+
+
+def _score(one: _Object) -> float:
+    return one.presence * (one.best.candidate.score if one.best else 0.5)
+
+
+def _mask_of(one: _Object) -> CroppedMask:
+    assert one.cropped is not None
+    return one.cropped
+
+
+def _reason(heatmap: np.ndarray, threshold: float, surest: float, at_least: float) -> str:
+    peak = float(heatmap.max())
+    if peak < threshold:
+        return f"the heatmap peaks at {peak:.2f}, below the threshold of {threshold:.2f}"
+    if surest == 0:
+        return f"the heatmap peaks at {peak:.2f}, but a closer look shows nothing there"
+    return f"something alike is there, but the probability of {surest:.2f} is below {at_least:.2f}"
+
+
+def _absolute(prompt: str) -> str:
+    words = [word for word in prompt.split() if word.lower() not in _RELATIVE]
+    return " ".join(words) or prompt
+
+
+def _chunks(items: Sequence[EncodedImage], size: int) -> Iterator[Sequence[EncodedImage]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,219 @@
+"""From a heatmap to regions: the threshold, the objects, and how probable each of them is. Without models."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+
+from core.segment.calibration import Calibration
+from core.segment.masks import box_xyxy, hysteresis, split
+from core.segment.options import SegmentOptions
+
+# A mask of a few cells of the heatmap is no object.
+_MIN_CELLS = 4
+_BINS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle of the picture, in pixels; the last two edges are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Region:
+    """What may be one object, on the heatmap's grid over a window of the picture.
+
+    logits: of the heatmap, after the temperature; where another object of the prompt is nearer they are far below zero.
+    mask: the coarse mask. whole, closer: mean logit inside the mask, in the whole picture's heatmap and in that of the
+    closer look; the same where there was none.
+    """
+
+    window: Window
+    logits: Float[np.ndarray, "size size"]
+    mask: Bool[np.ndarray, "size size"]
+    threshold: float
+    peak: float
+    whole: float
+    closer: float
+    zoomed: bool = False
+
+    @property
+    def shares(self) -> Float[np.ndarray, "size size"]:
+        return to_shares(self.logits)
+
+    @property
+    def box(self) -> np.ndarray:
+        """The mask's box in pixels of the picture: left, top, right, bottom."""
+        size = self.mask.shape[0]
+        scale = np.array([self.window.width, self.window.height] * 2) / size
+        return box_xyxy(self.mask) * scale + np.array([self.window.left, self.window.top] * 2)
+
+
+def to_shares(logits: np.ndarray) -> np.ndarray:
+    """The logistic function."""
+    return 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+
+
+def best_threshold(shares: np.ndarray, *, floor: float) -> float:
+    """The threshold whose mask has the largest expected IoU, if every pixel is right with its own probability.
+
+    Of all masks `{share >= t}`, the one that maximises `sum of shares inside / (pixels inside + sum of shares outside)`:
+    the soft IoU that candidates are judged by as well. It needs no constant, follows the heatmap's own scale, and is
+    the plug-in rule for Jaccard losses (Nowozin, 2014).
+    """
+    counts, edges = np.histogram(shares, bins=_BINS, range=(0, 1))
+    sums, _ = np.histogram(shares, bins=_BINS, range=(0, 1), weights=shares)
+    inside, mass = counts[::-1].cumsum()[::-1], sums[::-1].cumsum()[::-1]
+    agreement = mass / np.maximum(inside + mass[0] - mass, 1e-9)
+    allowed = edges[:-1] >= floor
+    agreement = np.where(allowed & (inside > 0), agreement, -1)
+    return max(floor, float(edges[int(agreement.argmax())]))
+
+
+def find_regions(
+    logits: Float[np.ndarray, "size size"], window: Window, options: SegmentOptions, calibration: Calibration
+) -> tuple[float, list[Region]]:
+    """The threshold, and the regions above it, the largest first; none where the heatmap stays cold."""
+    logits = logits / calibration.temperature
+    shares = to_shares(logits)
+    peak = float(shares.max())
+    if options.threshold == "auto":
+        threshold = best_threshold(shares, floor=calibration.floor)
+        above = hysteresis(shares, threshold, max(threshold, calibration.seed * peak))
+    else:
+        threshold = float(options.threshold)
+        above = shares >= threshold
+    if above.sum() < _MIN_CELLS:
+        return threshold, []
+    parts = split(above, min_share=calibration.min_area, depth=calibration.neck)
+    parts = [part for part in parts if part.sum() >= _MIN_CELLS][: options.max_instances]
+    nearest = _nearest_part(parts) if len(parts) > 1 else np.zeros(above.shape, int)
+    regions = []
+    for index, part in enumerate(parts):
+        inside = float(logits[part].mean())
+        own = np.where(nearest == index, logits, np.minimum(logits, -8))
+        regions.append(
+            Region(
+                window=window,
+                logits=own,
+                mask=part,
+                threshold=threshold,
+                peak=_logit_of(peak),
+                whole=inside,
+                closer=inside,
+            )
+        )
+    return threshold, regions
+
+
+def closer_window(region: Region, size: tuple[int, int], calibration: Calibration) -> Window | None:
+    """The square of the picture to look at more closely, or None where the region is large enough as it is."""
+    height, width = size
+    left, top, right, bottom = region.box
+    side = max(right - left, bottom - top)
+    if side >= calibration.zoom_below * min(height, width) or min(height, width) < 16:
+        return None
+    reach = min(math.ceil(max(calibration.zoom_context * side, 16)), height, width)
+    start_x = round(float(np.clip((left + right - reach) / 2, 0, width - reach)))
+    start_y = round(float(np.clip((top + bottom - reach) / 2, 0, height - reach)))
+    return Window(start_x, start_y, start_x + reach, start_y + reach)
+
+
+def look_closer(
+    region: Region, window: Window, logits: Float[np.ndarray, "size size"], calibration: Calibration, threshold: float
+) -> Region | None:
+    """The region as the closer look shows it; None if that shows nothing in its place.
+
+    Args:
+        threshold: 0 for an automatic one.
+    """
+    size = region.mask.shape[0]
+    logits = logits / calibration.temperature
+    # The first look's heatmap in the closer one's frame.
+    x = (np.arange(size) + 0.5) / size * window.width + window.left
+    y = (np.arange(size) + 0.5) / size * window.height + window.top
+    first = sample(
+        region.logits,
+        (y - region.window.top) / region.window.height * size,
+        (x - region.window.left) / region.window.width * size,
+    )
+    weight = calibration.closer_weight
+    fused = weight * logits + (1 - weight) * first
+    shares = to_shares(fused)
+    cut = threshold or best_threshold(shares, floor=calibration.floor)
+    above = shares >= cut
+    expected = first > min(0.0, math.log(region.threshold / (1 - region.threshold)))
+    labels, _ = ndimage.label(above)  # pyright: ignore[reportGeneralTypeIssues]
+    hits = np.bincount(labels[expected & above], minlength=labels.max() + 1)
+    hits[0] = 0
+    if hits.max(initial=0) < _MIN_CELLS:
+        return None
+    mask = np.isin(labels, np.flatnonzero(hits >= 0.2 * hits.max()))
+    return replace(
+        region,
+        window=window,
+        logits=np.where(mask | (labels == 0), fused, np.minimum(fused, -8)),
+        mask=mask,
+        threshold=cut,
+        closer=float(logits[mask].mean()),
+        zoomed=True,
+    )
+
+
+def presence(region: Region, agreement: float, calibration: Calibration) -> float:
+    """The probability that the region is what the prompt names."""
+    return _logistic(
+        calibration.presence_bias + float(np.dot(calibration.presence_weights, features(region, agreement)))
+    )
+
+
+def features(region: Region, agreement: float) -> tuple[float, float, float, float]:
+    """What `presence` looks at; see `core.segment.calibration.FEATURES`."""
+    peak, whole, closer = (float(np.clip(value, -8, 8)) for value in (region.peak, region.whole, region.closer))
+    return peak, whole, closer, agreement
+
+
+def sample(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Bilinear values of a grid at places given in cells (a cell's middle is at one half); beyond the edge, the edge's.
+
+    The same as `interpolate(mode="bilinear", align_corners=False)`, for any rectangle of the result.
+    """
+
+    def taps(places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at = np.clip(places - 0.5, 0, length - 1)
+        low = np.minimum(at.astype(int), max(length - 2, 0))
+        return low, np.minimum(low + 1, length - 1), (at - low).astype(np.float32)
+
+    low, high, share = taps(rows, grid.shape[0])
+    band = grid[low] * (1 - share)[:, None] + grid[high] * share[:, None]
+    low, high, share = taps(columns, grid.shape[1])
+    return band[:, low] * (1 - share) + band[:, high] * share
+
+
+def _nearest_part(parts: list[np.ndarray]) -> np.ndarray:
+    distances = [np.asarray(ndimage.distance_transform_edt(~part)) for part in parts]
+    return np.stack(distances).argmin(0)
+
+
+def _logit_of(share: float) -> float:
+    share = min(max(share, 1e-6), 1 - 1e-6)
+    return math.log(share / (1 - share))
+
+
+def _logistic(value: float) -> float:
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, value))))

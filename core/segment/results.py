@@ -1,0 +1,186 @@
+"""The answer to a prompt, as data: masks, boxes, scores, and why they are what they are."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image as PillowImage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CroppedMask:
+    """A mask without the empty pixels around it, so that many on a large picture take little memory.
+
+    bits: bool `[rows, columns]`. left, top: where they lie. size: height and width of the picture.
+    """
+
+    bits: Bool[np.ndarray, "rows columns"]
+    left: int
+    top: int
+    size: tuple[int, int]
+
+    @classmethod
+    def from_full(cls, mask: Bool[np.ndarray, "height width"]) -> "CroppedMask":
+        return cls(mask, 0, 0, (mask.shape[0], mask.shape[1])).tight()
+
+    def tight(self) -> "CroppedMask":
+        """The same mask with no empty row or column at its edges."""
+        rows, columns = np.flatnonzero(self.bits.any(1)), np.flatnonzero(self.bits.any(0))
+        if not len(rows):
+            return CroppedMask(np.zeros((0, 0), bool), 0, 0, self.size)
+        bits = self.bits[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return CroppedMask(bits, self.left + int(columns[0]), self.top + int(rows[0]), self.size)
+
+    @property
+    def area(self) -> int:
+        return int(self.bits.sum())
+
+    @property
+    def box_xyxy(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom in pixels; the last two are exclusive."""
+        rows, columns = self.bits.shape
+        return self.left, self.top, self.left + columns, self.top + rows
+
+    def full(self) -> Bool[np.ndarray, "height width"]:
+        """The mask over the whole picture."""
+        mask = np.zeros(self.size, bool)
+        rows, columns = self.bits.shape
+        mask[self.top : self.top + rows, self.left : self.left + columns] = self.bits
+        return mask
+
+    def shared(self, other: "CroppedMask") -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
+        """Where the two masks' rectangles overlap: rows and columns of this one's bits, and of the other's."""
+        one, two = self.box_xyxy, other.box_xyxy
+        left, top, right, bottom = max(one[0], two[0]), max(one[1], two[1]), min(one[2], two[2]), min(one[3], two[3])
+        if left >= right or top >= bottom:
+            return None
+        mine, theirs = (
+            (slice(top - m.top, bottom - m.top), slice(left - m.left, right - m.left)) for m in (self, other)
+        )
+        return mine, theirs
+
+    def overlap(self, other: "CroppedMask") -> int:
+        """Number of pixels in both."""
+        where = self.shared(other)
+        return 0 if where is None else int((self.bits[where[0]] & other.bits[where[1]]).sum())
+
+    def iou(self, other: "CroppedMask") -> float:
+        """Intersection over union, in [0, 1]; 0 for two empty masks."""
+        both = self.overlap(other)
+        union = self.area + other.area - both
+        return both / union if union else 0.0
+
+    def rle(self) -> dict[str, Any]:
+        """COCO's compressed run lengths: `{"size": [height, width], "counts": "..."}`, read by pycocotools."""
+        from pycocotools import mask as coco
+
+        encoded = coco.encode(np.asfortranarray(self.full(), dtype=np.uint8))
+        return {"size": list(self.size), "counts": encoded["counts"].decode("ascii")}
+
+    def polygons(self, tolerance: float = 1.0) -> list[list[float]]:
+        """Outlines as `[x1, y1, x2, y2, ...]` in pixels, COCO's way; holes are left out.
+
+        Args:
+            tolerance: how far, in pixels, an outline may stray from the mask (Douglas and Peucker, 1973).
+        """
+        from skimage.measure import approximate_polygon, find_contours
+
+        outlines = []
+        for contour in find_contours(np.pad(self.bits, 1).astype(float), 0.5):
+            simple = approximate_polygon(contour, tolerance)
+            clockwise = np.sum(simple[:-1, 1] * simple[1:, 0] - simple[1:, 1] * simple[:-1, 0]) > 0
+            if len(simple) >= 4 and not clockwise:
+                # A pixel's middle is half a pixel in; the padding moved everything by one.
+                xy = simple[:-1, ::-1] + np.array([self.left - 0.5, self.top - 0.5])
+                outlines.append([round(float(value), 1) for value in xy.ravel()])
+        return outlines
+
+    def png(self) -> bytes:
+        """A one-channel PNG of the whole picture's size: 255 inside, 0 outside."""
+        buffer = BytesIO()
+        PillowImage.fromarray(self.full().astype(np.uint8) * 255).save(buffer, "PNG", optimize=True)
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One mask that SAM 2 offered, and how it was judged.
+
+    kind: what SAM 2 was asked with, such as `box` or `box+points`. index: which of its masks.
+    agreement: soft IoU with the heatmap. predicted_iou: by SAM 2. stability: of its edge. leakage: share of the mask
+    where the heatmap is cold. score: all of these together. All in [0, 1].
+    """
+
+    kind: str
+    index: int
+    agreement: float
+    predicted_iou: float
+    stability: float
+    leakage: float
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Instance:
+    """One object.
+
+    source: `sam2`, or `coarse` where SAM 2 was not asked or not believed; `why` says which and by what measure.
+    candidates: SAM 2's best offers, the best first.
+    """
+
+    cropped: CroppedMask
+    score: float
+    presence: float
+    source: Literal["sam2", "coarse"]
+    why: str
+    candidates: tuple[Candidate, ...] = ()
+    zoomed: bool = False
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "height width"]:
+        return self.cropped.full()
+
+    @property
+    def box_xyxy(self) -> tuple[int, int, int, int]:
+        return self.cropped.box_xyxy
+
+    @property
+    def area(self) -> int:
+        return self.cropped.area
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PromptResult:
+    """The answer to one prompt.
+
+    found: whether the picture shows it. presence: the probability of that, in [0, 1].
+    reason: why nothing was found; None otherwise.
+    threshold: the share of the heatmap that was taken for the edge of the coarse mask.
+    heatmap: probabilities of the whole picture squeezed into a square, `[size, size]`.
+    """
+
+    prompt: str
+    found: bool
+    presence: float
+    reason: str | None
+    threshold: float
+    heatmap: Float[np.ndarray, "size size"] = field(repr=False)
+    instances: tuple[Instance, ...] = ()
+    picture_size: tuple[int, int] = (0, 0)
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "height width"]:
+        """All objects together."""
+        return union((instance.cropped for instance in self.instances), self.picture_size)
+
+
+def union(masks: Iterable[CroppedMask], size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    """All pixels in any of the masks."""
+    whole = np.zeros(size, bool)
+    for mask in masks:
+        left, top, right, bottom = mask.box_xyxy
+        whole[top:bottom, left:right] |= mask.bits
+    return whole
