@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VERSION = 1
-FEATURES = ("peak", "region", "closer_look", "agreement")
+EVIDENCE = ("peak", "region", "closer_look", "agreement")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class Calibration:
         mask does, and min_iou: if the two masks overlap at least so much.
     blend: how much the heatmap's logits are added to those of SAM 2 in the final mask.
     rounds: how often the best mask is given back to SAM 2 to be improved.
-    presence_bias, presence_weights: of a logistic regression on `FEATURES`, each a logit, but for the agreement.
+    presence_bias, presence_weights: of a logistic regression on `EVIDENCE`, each a logit, but for the agreement.
     min_presence: what is less probable is taken to be absent.
     """
 
@@ -50,8 +50,8 @@ class Calibration:
     min_presence: float = 0.5
 
     def __post_init__(self) -> None:
-        if len(self.presence_weights) != len(FEATURES):
-            raise ValueError(f"presence_weights: one for each of {', '.join(FEATURES)}")
+        if len(self.presence_weights) != len(EVIDENCE):
+            raise ValueError(f"presence_weights: one for each of {', '.join(EVIDENCE)}")
         numbers = [value for value in dataclasses.astuple(self) if isinstance(value, float | int)]
         if not all(math.isfinite(value) for value in (*numbers, *self.presence_weights)):
             raise ValueError("a calibration's numbers must be finite")

@@ -18,14 +18,16 @@ from core.segment.calibration import Calibration
 from core.segment.candidates import Judged, choose, improve, judge, propose, shortlist
 from core.segment.clipseg import ClipSeg
 from core.segment.grounder import Grounder, Image
+from core.segment.masks import soft_iou
 from core.segment.options import SegmentOptions, check_prompts
 from core.segment.regions import (
     Region,
     Window,
     closer_window,
+    evidence,
     find_regions,
     look_closer,
-    presence,
+    presence_of,
     sample,
     to_shares,
 )
@@ -93,6 +95,7 @@ class _Object:
     judged: list[Judged] = field(default_factory=list)
     best: Judged | None = None
     why: str = ""
+    evidence: tuple[float, ...] = ()
     presence: float = 0.0
     logits: np.ndarray | None = None
     cropped: CroppedMask | None = None
@@ -259,8 +262,8 @@ def flow(
     if options.refine and objects:
         yield from _refine(objects, calibration, low_res_size)
     for one in objects:
-        agreement = one.best.candidate.agreement if one.best else 0.0
-        one.presence = presence(one.region, agreement, calibration)
+        one.evidence = evidence(one.region, one.best.candidate.agreement if one.best else 0.0)
+        one.presence = presence_of(one.evidence, calibration)
         _draw(one, size, calibration)
     at_least = calibration.min_presence if options.min_presence is None else options.min_presence
     kept = [one for one in objects if one.presence >= at_least and one.cropped is not None and one.cropped.area]
@@ -417,7 +420,9 @@ def _instance(one: _Object) -> Instance:
     return Instance(
         cropped=_mask_of(one).tight(),
         score=_score(one),
+        quality=_quality(one),
         presence=one.presence,
+        evidence=one.evidence,
         source="coarse" if one.best is None else "sam2",
         why=one.why,
         candidates=shortlist(one.judged),
@@ -426,7 +431,11 @@ def _instance(one: _Object) -> Instance:
 
 
 def _score(one: _Object) -> float:
-    return one.presence * (one.best.candidate.score if one.best else 0.5)
+    return one.presence * _quality(one)
+
+
+def _quality(one: _Object) -> float:
+    return one.best.candidate.score if one.best else soft_iou(one.region.mask, one.region.shares)
 
 
 def _mask_of(one: _Object) -> CroppedMask:

@@ -72,8 +72,8 @@ def to_shares(logits: np.ndarray) -> np.ndarray:
 def best_threshold(shares: np.ndarray, *, floor: float) -> float:
     """The threshold whose mask has the largest expected IoU, if every pixel is right with its own probability.
 
-    Of all masks `{share >= t}`, the one that maximises `sum of shares inside / (pixels inside + sum of shares outside)`:
-    the soft IoU that candidates are judged by as well. It needs no constant, follows the heatmap's own scale, and is
+    Of all masks `{share >= t}`, the one with the largest `sum of shares inside / (pixels inside + sum of shares
+    outside)`: the soft IoU that candidates are judged by as well. It needs no constant, follows the heatmap's own scale, and is
     the plug-in rule for Jaccard losses (Nowozin, 2014).
     """
     counts, edges = np.histogram(shares, bins=_BINS, range=(0, 1))
@@ -175,17 +175,16 @@ def look_closer(
     )
 
 
-def presence(region: Region, agreement: float, calibration: Calibration) -> float:
-    """The probability that the region is what the prompt names."""
-    return _logistic(
-        calibration.presence_bias + float(np.dot(calibration.presence_weights, features(region, agreement)))
-    )
-
-
-def features(region: Region, agreement: float) -> tuple[float, float, float, float]:
-    """What `presence` looks at; see `core.segment.calibration.FEATURES`."""
+def evidence(region: Region, agreement: float) -> tuple[float, float, float, float]:
+    """What presence is judged by; see `core.segment.calibration.EVIDENCE`."""
     peak, whole, closer = (float(np.clip(value, -8, 8)) for value in (region.peak, region.whole, region.closer))
     return peak, whole, closer, agreement
+
+
+def presence_of(seen: tuple[float, ...], calibration: Calibration) -> float:
+    """The probability that a region with this evidence is what the prompt names."""
+    value = calibration.presence_bias + float(np.dot(calibration.presence_weights, seen))
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, value))))
 
 
 def sample(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -213,7 +212,3 @@ def _nearest_part(parts: list[np.ndarray]) -> np.ndarray:
 def _logit_of(share: float) -> float:
     share = min(max(share, 1e-6), 1 - 1e-6)
     return math.log(share / (1 - share))
-
-
-def _logistic(value: float) -> float:
-    return 1 / (1 + math.exp(-max(-30.0, min(30.0, value))))

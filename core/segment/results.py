@@ -128,12 +128,15 @@ class Instance:
     """One object.
 
     source: `sam2`, or `coarse` where SAM 2 was not asked or not believed; `why` says which and by what measure.
-    candidates: SAM 2's best offers, the best first.
+    presence: the probability that it is what the prompt names, from the `evidence`. quality: of its mask, in [0, 1].
+    score: both together. candidates: SAM 2's best offers, the best first. zoomed: whether a closer look was taken.
     """
 
     cropped: CroppedMask
     score: float
+    quality: float
     presence: float
+    evidence: tuple[float, ...]
     source: Literal["sam2", "coarse"]
     why: str
     candidates: tuple[Candidate, ...] = ()
