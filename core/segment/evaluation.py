@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -162,8 +163,9 @@ def average_precision(labelled: Sequence[Labelled], answers: Sequence[Sequence[P
     if not detections or not annotations:
         return 0.0
     with contextlib.redirect_stdout(io.StringIO()):
-        truth_index = COCO()
-        truth_index.dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "it"}]}
+        categories = [{"id": 1, "name": "object"}]
+        truth_index: Any = COCO()
+        truth_index.dataset = {"images": images, "annotations": annotations, "categories": categories}
         truth_index.createIndex()
         evaluation = COCOeval(truth_index, truth_index.loadRes(detections), "segm")
         evaluation.params.iouThrs = np.array([0.5])

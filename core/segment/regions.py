@@ -73,8 +73,8 @@ def best_threshold(shares: np.ndarray, *, floor: float) -> float:
     """The threshold whose mask has the largest expected IoU, if every pixel is right with its own probability.
 
     Of all masks `{share >= t}`, the one with the largest `sum of shares inside / (pixels inside + sum of shares
-    outside)`: the soft IoU that candidates are judged by as well. It needs no constant, follows the heatmap's own scale, and is
-    the plug-in rule for Jaccard losses (Nowozin, 2014).
+    outside)`: the soft IoU that candidates are judged by as well. It needs no constant, follows the heatmap's own
+    scale, and is the plug-in rule for Jaccard losses (Nowozin, 2014).
     """
     counts, edges = np.histogram(shares, bins=_BINS, range=(0, 1))
     sums, _ = np.histogram(shares, bins=_BINS, range=(0, 1), weights=shares)

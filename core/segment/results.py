@@ -77,7 +77,7 @@ class CroppedMask:
         """COCO's compressed run lengths: `{"size": [height, width], "counts": "..."}`, read by pycocotools."""
         from pycocotools import mask as coco
 
-        encoded = coco.encode(np.asfortranarray(self.full(), dtype=np.uint8))
+        encoded: Any = coco.encode(np.asfortranarray(self.full(), dtype=np.uint8))
         return {"size": list(self.size), "counts": encoded["counts"].decode("ascii")}
 
     def polygons(self, tolerance: float = 1.0) -> list[list[float]]:
