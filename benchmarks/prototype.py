@@ -1,7 +1,7 @@
 """Text-prompted segmentation as the documentation of CLIPSeg and of SAM 2 shows it, to measure Patchwork against.
 
-One prompt at a time: the processor and the whole model for the heatmap, a threshold of one half, the mask's box given to
-`SAM2ImagePredictor`, its best mask. Nothing is kept from one prompt to the next.
+One prompt at a time: the processor and the whole model for the heatmap, a threshold of one half, the mask's box given
+to `SAM2ImagePredictor`, its best mask. Nothing is kept from one prompt to the next.
 """
 
 from collections.abc import Callable

@@ -49,7 +49,8 @@ def draw_heatmap(
     heatmap: Float[np.ndarray, "size size"], size: tuple[int, int], image: Image | None = None
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Probabilities as colours (0 dark blue, 1 yellow) at the picture's size, over the picture if it is given."""
-    cool = PillowImage.fromarray(heatmap.astype(np.float32)).resize(size[::-1], PillowImage.Resampling.BILINEAR)
+    height, width = size
+    cool = PillowImage.fromarray(heatmap.astype(np.float32)).resize((width, height), PillowImage.Resampling.BILINEAR)
     colours = matplotlib.colormaps["viridis"](np.asarray(cool).clip(0, 1))[..., :3] * 255
     if image is not None:
         colours = 0.35 * image + 0.65 * colours

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.images import PictureError, PictureTooLargeError, decode, resize
+from core.images import PictureError, PictureTooLargeError, as_rgb, decode, resize
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -180,3 +180,38 @@ def test_resize_keeps_the_whole_picture_and_leaves_the_right_size_alone() -> Non
 def test_resize_refuses_what_is_not_rgb(image: np.ndarray) -> None:
     with pytest.raises(PictureError, match="must be uint8"):
         resize(image, 4)
+
+
+class TestAsRgb:
+    def test_rgb_is_left_alone(self) -> None:
+        image = np.zeros((4, 5, 3), np.uint8)
+        assert as_rgb(image) is image
+
+    @pytest.mark.parametrize("dtype, white", [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1.0), (bool, True)])
+    @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3)])
+    def test_grey_and_deep_arrays_are_scaled(self, dtype: type, white: float, shape: tuple[int, ...]) -> None:
+        image = np.zeros(shape, dtype)
+        image[0] = white
+        rgb = as_rgb(image)
+        assert rgb.shape == (4, 5, 3) and rgb.dtype == np.uint8
+        assert (rgb[0] == 255).all() and (rgb[1:] == 0).all()
+
+    def test_transparency_is_laid_over_white(self) -> None:
+        image = np.zeros((2, 2, 4), np.uint8)
+        image[0, 0, 3] = 255
+        rgb = as_rgb(image)
+        assert (rgb[0, 0] == 0).all() and (rgb[1] == 255).all()
+
+    def test_a_pillow_image_is_turned_upright(self) -> None:
+        buffer = BytesIO()
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        Image.new("RGB", (30, 10), "red").save(buffer, "JPEG", exif=exif)
+        assert as_rgb(Image.open(buffer)).shape == (30, 10, 3)
+
+    @pytest.mark.parametrize(
+        "image", [np.full((2, 2), np.nan), np.zeros((2, 2, 5), np.uint8), np.zeros(3), np.zeros((2, 2), int), "a.png"]
+    )
+    def test_anything_else_is_refused(self, image: object) -> None:
+        with pytest.raises(PictureError):
+            as_rgb(image)

@@ -1,0 +1,44 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from core.segment.calibration import Calibration
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    calibration = Calibration(floor=0.2, presence_weights=(1.0, 2.0, 3.0, 4.0))
+    calibration.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json") == calibration
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        ("{", "cannot be read"),
+        ("[]", "not a calibration"),
+        ('{"version": 99}', "version 1"),
+        ('{"version": 1, "flor": 0.1}', "flor"),
+        ('{"version": 1, "floor": "0.1"}', "floor must be a number"),
+        ('{"version": 1, "floor": NaN}', "finite"),
+        ('{"version": 1, "floor": 0}', "floor"),
+        ('{"version": 1, "temperature": -1}', "temperature"),
+        ('{"version": 1, "presence_weights": [1]}', "presence_weights"),
+        ('{"version": 1, "presence_weights": 3}', "presence_weights"),
+        ('{"version": 1, "presence_weights": ["a", 1, 1, 1]}', "presence_weights"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(ValueError, match=problem):
+        Calibration.load(tmp_path / "c.json")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing\.json"):
+        Calibration.load(tmp_path / "nothing.json")
+
+
+def test_the_file_says_its_version(tmp_path: Path) -> None:
+    Calibration().save(tmp_path / "c.json")
+    assert json.loads((tmp_path / "c.json").read_text())["version"] == 1

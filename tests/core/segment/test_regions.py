@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from core.segment.calibration import Calibration
+from core.segment.masks import soft_iou
+from core.segment.options import SegmentOptions
+from core.segment.regions import (
+    Window,
+    best_threshold,
+    closer_window,
+    find_regions,
+    look_closer,
+    presence_of,
+    sample,
+    to_shares,
+)
+
+SIZE = 64
+WHOLE = Window(0, 0, 320, 200)
+
+
+def bump(x: float, y: float, radius: float, height: float = 5.0, base: float = -6.0) -> np.ndarray:
+    """Logits that are `height` in a soft disc and `base` far from it; places in shares of the side."""
+    places = (np.arange(SIZE) + 0.5) / SIZE
+    away = np.hypot(places[None] - x, places[:, None] - y)
+    return base + (height - base) / (1 + np.exp((away - radius) * 60))
+
+
+@pytest.mark.parametrize("peak", [0.9, 0.4, 0.2])
+def test_the_threshold_has_the_largest_expected_iou(peak: float) -> None:
+    shares = peak * to_shares(bump(0.4, 0.5, 0.15, height=6))
+    chosen = best_threshold(shares, floor=0.02)
+    reached = soft_iou(shares >= chosen, shares)
+    assert reached >= max(soft_iou(shares >= t, shares) for t in np.arange(0.02, peak, 0.005)) - 0.005
+
+
+def test_no_threshold_is_below_the_floor() -> None:
+    assert best_threshold(np.full((8, 8), 0.01), floor=0.1) == 0.1
+
+
+@pytest.mark.parametrize("size", [(7, 11), (64, 64), (200, 131)])
+def test_sample_is_torchs_bilinear_interpolation(size: tuple[int, int]) -> None:
+    grid = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+    rows, columns = ((np.arange(length) + 0.5) / length * 16 for length in size)
+    expected = F.interpolate(torch.from_numpy(grid)[None, None], size=size, mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(sample(grid, rows, columns), expected[0, 0].numpy(), atol=1e-5)
+
+
+def test_two_bumps_are_two_regions_and_neither_sees_the_other() -> None:
+    logits = np.maximum(bump(0.25, 0.5, 0.12), bump(0.75, 0.5, 0.1))
+    _, (first, second) = find_regions(logits, WHOLE, SegmentOptions(), Calibration())
+    assert first.mask.sum() > second.mask.sum()
+    assert not (first.mask & second.mask).any()
+    assert first.shares[second.mask].max() < 0.01
+    assert first.box == pytest.approx([0.13 * 320, 0.38 * 200, 0.37 * 320, 0.62 * 200], abs=6)
+
+
+def test_a_cold_heatmap_has_no_region() -> None:
+    threshold, regions = find_regions(np.full((SIZE, SIZE), -5.0), WHOLE, SegmentOptions(), Calibration())
+    assert regions == []
+    assert 0 < threshold < 1
+
+
+def test_a_given_threshold_is_taken() -> None:
+    logits = bump(0.5, 0.5, 0.2)
+    threshold, (region,) = find_regions(logits, WHOLE, SegmentOptions(threshold=0.9), Calibration())
+    assert threshold == 0.9
+    np.testing.assert_array_equal(region.mask, to_shares(logits) >= 0.9)
+
+
+def test_a_faint_object_beside_noise_is_cut_at_its_own_scale() -> None:
+    shares = 0.35 * to_shares(bump(0.5, 0.5, 0.2, height=8)) + 0.01
+    threshold, (region,) = find_regions(np.log(shares / (1 - shares)), WHOLE, SegmentOptions(), Calibration())
+    assert threshold < 0.35
+    assert region.mask.sum() == pytest.approx(np.pi * (0.2 * SIZE) ** 2, rel=0.2)
+
+
+def test_only_small_regions_are_looked_at_closely_inside_the_picture() -> None:
+    calibration = Calibration(zoom_below=0.5, zoom_context=2)
+    _, (small,) = find_regions(bump(0.05, 0.9, 0.06), WHOLE, SegmentOptions(), calibration)
+    window = closer_window(small, (200, 320), calibration)
+    assert window is not None
+    assert window.width == window.height
+    assert window.left == 0 and window.bottom == 200
+    _, (large,) = find_regions(bump(0.5, 0.5, 0.35), WHOLE, SegmentOptions(), calibration)
+    assert closer_window(large, (200, 320), calibration) is None
+    assert closer_window(small, (200, 320), Calibration(zoom_below=0)) is None
+
+
+def test_a_closer_look_confirms_or_denies() -> None:
+    calibration = Calibration(closer_weight=1.0)
+    square = Window(0, 0, 200, 200)
+    _, (region,) = find_regions(bump(0.5, 0.5, 0.1), square, SegmentOptions(), calibration)
+    window = Window(50, 50, 150, 150)
+    seen = look_closer(region, window, bump(0.5, 0.5, 0.2), calibration, 0)
+    assert seen is not None and seen.zoomed
+    assert seen.box == pytest.approx([80, 80, 120, 120], abs=4)
+    assert look_closer(region, window, np.full((SIZE, SIZE), -6.0), calibration, 0) is None
+
+
+def test_presence_grows_with_the_evidence() -> None:
+    weak, strong = (presence_of((x, x, x, x / 5), Calibration()) for x in (-3.0, 5.0))
+    assert 0 < weak < 0.1 < 0.9 < strong < 1
