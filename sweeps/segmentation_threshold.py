@@ -199,10 +199,11 @@ def run(settings: Settings) -> int:
     finally:
         ray.shutdown()
     frame = results.get_dataframe()
-    if OBJECTIVE not in frame or frame[OBJECTIVE].isna().all():
+    if OBJECTIVE not in frame or not frame[OBJECTIVE].notna().to_numpy().any():
         raise UsageError(f"no setting could be tried: {results.errors[0] if results.errors else 'no error is known'}")
     columns = ["trial_id", OBJECTIVE, *_EVERY, *(c for c in frame.columns if c.startswith("config/"))]
-    write_frame(frame[columns].rename(columns=lambda name: name.removeprefix("config/")), folder / "trials.parquet")
+    names = {column: column.removeprefix("config/") for column in columns}
+    write_frame(frame[columns].rename(columns=names), folder / "trials.parquet")
     best = results.get_best_result(metric=OBJECTIVE, mode="max")
     assert best.metrics is not None
     numbers = best.metrics["calibration"]

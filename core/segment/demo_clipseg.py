@@ -185,30 +185,42 @@ class ClipSegBatches:
         """The arguments of `ClipSegTraining.forward`; about half of the prompts are absent."""
         rng = np.random.default_rng([step, 3])
         chosen = rng.integers(len(self.scenes), size=batch_size)
-        full = self.images.shape[1]
-        side = full if rng.uniform() < 0.7 else 8 * int(rng.integers(full * 5 // 64, full // 8))
-        top, left = (int(rng.integers(0, full - side + 1)) for _ in range(2))
-        images = self.images[chosen, top : top + side, left : left + side]
-        maps = self.maps[chosen, top : top + side, left : left + side]
-        if rng.uniform() < 0.5:
-            images, maps = images.flip(2), maps.flip(2)
-        texts, targets = [], []
-        for row, index in enumerate(chosen):
-            queries = _choose(self.scenes[index], rng, num_prompts, use_sizes=side == full)
+        pixels, maps, wanted = [], [], []
+        texts: list[str] = []
+        for index in chosen:
+            rows, columns, whole = self._window(self.scenes[index], rng)
+            seen, object_map = self.images[index, rows, columns], self.maps[index, rows, columns]
+            if rng.uniform() < 0.5:
+                seen, object_map = seen.flip(1), object_map.flip(1)
+            queries = _choose(self.scenes[index], rng, num_prompts, use_sizes=whole)
             texts += [self._spoken(query, rng) for query in queries]
-            targets.append(query_masks(queries, self.scenes[index], maps[row].numpy()))
-        pixels = _resize(images.permute(0, 3, 1, 2).float() / 255, IMAGE_SIZE)
-        pixels = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-        wanted = torch.from_numpy(np.concatenate(targets))[:, None].float()
+            truth = torch.from_numpy(query_masks(queries, self.scenes[index], object_map.numpy()))
+            wanted.append(_resize(truth[None].float(), IMAGE_SIZE)[0])
+            pixels.append(_resize(seen.permute(2, 0, 1)[None].float() / 255, IMAGE_SIZE))
+            maps.append(F.interpolate(object_map[None, None], size=IMAGE_SIZE // 2, mode="nearest")[0, 0])
+        points = torch.stack(maps).long()
         return {
-            "pixels": pixels,
+            "pixels": (torch.cat(pixels) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None],
             "tokens": self.encode(texts),
-            "targets": _resize(wanted, IMAGE_SIZE)[:, 0],
+            "targets": torch.cat(wanted),
             "labels": [
-                self._patch_labels(maps, names[chosen], 1 + len(known))
+                _patch_shares(names[chosen], points, 1 + len(known))
                 for names, known in zip(self.names, (SHAPES, COLOURS, SIZES), strict=True)
             ],
         }
+
+    def _window(self, scene: Scene, rng: np.random.Generator) -> tuple[slice, slice, bool]:
+        """The whole picture, or a square of it as a zoom would show, most often with some object in its middle."""
+        full = self.images.shape[1]
+        if rng.uniform() < 0.5:
+            return slice(0, full), slice(0, full), True
+        side = int(rng.uniform(0.22, 0.9) * full)
+        middle = rng.uniform(0, full, 2)
+        if rng.uniform() < 0.7:
+            thing = scene.objects[rng.integers(len(scene.objects))]
+            middle = np.array([thing.y, thing.x]) * full + rng.uniform(-0.15, 0.15, 2) * side
+        top, left = (int(np.clip(m - side / 2, 0, full - side)) for m in middle)
+        return slice(top, top + side), slice(left, left + side), False
 
     def encode(self, texts: list[str]) -> Int64[Tensor, "prompts length"]:
         """Token numbers, padded at the end."""
@@ -223,12 +235,12 @@ class ClipSegBatches:
     def _spoken(self, query: Query, rng: np.random.Generator) -> str:
         return str(rng.choice(["", "", "", "", "a ", "the "])) + query.text
 
-    def _patch_labels(self, maps: Tensor, names: Tensor, classes: int) -> Tensor:
-        """What share of each patch has which name, `[batch, classes, rows, columns]`."""
-        points = F.interpolate(maps[:, None], size=IMAGE_SIZE // 2, mode="nearest")[:, 0].long()
-        named = names[torch.arange(len(maps))[:, None, None], points]
-        shares = F.one_hot(named, classes).permute(0, 3, 1, 2).float()
-        return F.avg_pool2d(shares, PATCH_SIZE // 2)
+
+def _patch_shares(names: Tensor, points: Tensor, classes: int) -> Float[Tensor, "batch classes rows columns"]:
+    """What share of each patch has which name; `points`: which object is seen at each."""
+    named = names[torch.arange(len(points))[:, None, None], points]
+    shares = F.one_hot(named, classes).permute(0, 3, 1, 2).float()
+    return F.avg_pool2d(shares, PATCH_SIZE // 2)
 
 
 def _choose(scene: Scene, rng: np.random.Generator, num: int, *, use_sizes: bool) -> list[Query]:

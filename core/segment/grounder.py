@@ -1,7 +1,7 @@
 """What stands between a picture with prompts and its heatmaps: another model can take CLIPSeg's place."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,6 +17,7 @@ class Features(Protocol):
     def nbytes(self) -> int: ...
 
 
+@runtime_checkable
 class Grounder(Protocol):
     """Finds what a prompt names. Keeps no state between calls: safe to share among threads."""
 

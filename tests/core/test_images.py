@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from core.images import PictureError, PictureTooLargeError, as_rgb, decode, resize
 
@@ -203,7 +203,7 @@ class TestAsRgb:
         assert (rgb[0, 0] == 0).all() and (rgb[1] == 255).all()
 
     def test_a_pillow_image_is_turned_upright(self) -> None:
-        buffer = BytesIO()
+        buffer = io.BytesIO()
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = 6
         Image.new("RGB", (30, 10), "red").save(buffer, "JPEG", exif=exif)

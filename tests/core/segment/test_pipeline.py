@@ -37,6 +37,10 @@ def same(one: PromptResult, other: PromptResult) -> bool:
     )
 
 
+def all_same(row: list[PromptResult], other: list[PromptResult]) -> bool:
+    return len(row) == len(other) and all(map(same, row, other))
+
+
 def test_objects_are_found_and_absent_ones_are_not(scenes: list[Labelled], answers: list[list[PromptResult]]) -> None:
     scores = score(scenes, answers)
     assert scores.mean_iou > 0.85
