@@ -74,7 +74,7 @@ def decode(data: bytes, *, max_pixels: int) -> UInt8[np.ndarray, "height width 3
         raise PictureError("The picture is damaged or cut short.") from error
 
 
-def resize(image: UInt8[np.ndarray, "height width 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
+def resize(image: np.ndarray, side: int) -> UInt8[np.ndarray, "side side 3"]:
     """Scale to a square, bicubic and antialiased; other proportions are stretched, so that nothing is cut off.
 
     Raises:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import ray
 import torch
 import tyro
@@ -198,15 +199,13 @@ def run(settings: Settings) -> int:
         results = tuner.fit()
     finally:
         ray.shutdown()
-    frame = results.get_dataframe()
-    if OBJECTIVE not in frame or not frame[OBJECTIVE].notna().to_numpy().any():
+    tried = [result.metrics for result in results if result.metrics and OBJECTIVE in result.metrics]
+    if not tried:
         raise UsageError(f"no setting could be tried: {results.errors[0] if results.errors else 'no error is known'}")
-    columns = ["trial_id", OBJECTIVE, *_EVERY, *(c for c in frame.columns if c.startswith("config/"))]
-    names = {column: column.removeprefix("config/") for column in columns}
-    write_frame(frame[columns].rename(columns=names), folder / "trials.parquet")
-    best = results.get_best_result(metric=OBJECTIVE, mode="max")
-    assert best.metrics is not None
-    numbers = best.metrics["calibration"]
+    best = max(tried, key=lambda metrics: metrics[OBJECTIVE])
+    rows = [{OBJECTIVE: one[OBJECTIVE], **{name: one[name] for name in _EVERY}, **one["config"]} for one in tried]
+    write_frame(pd.DataFrame(rows).sort_values(OBJECTIVE, ascending=False), folder / "trials.parquet")
+    numbers = best["calibration"]
     chosen = Calibration(**{**numbers, "presence_weights": tuple(numbers["presence_weights"])})
     for file in (folder / "calibration.json", settings.output):
         if file is not None:

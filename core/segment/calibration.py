@@ -84,12 +84,16 @@ class Calibration:
         unknown = sorted(content.keys() - known.keys())
         if unknown:
             raise ValueError(f"{file} has fields that no calibration has: {', '.join(unknown)}")
-        if "presence_weights" in content:
-            content["presence_weights"] = tuple(content["presence_weights"])
         for name, value in content.items():
-            if name != "presence_weights" and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"{file}: {name} must be a number, got {value!r}")
-        try:
-            return cls(**content)
-        except TypeError as error:
-            raise ValueError(f"{file}: {error}") from error
+            several = name == "presence_weights"
+            if not (isinstance(value, list) and all(map(_is_number, value)) if several else _is_number(value)):
+                raise ValueError(
+                    f"{file}: {name} must be {'a list of numbers' if several else 'a number'}, got {value!r}"
+                )
+        if "presence_weights" in content:
+            content["presence_weights"] = tuple(map(float, content["presence_weights"]))
+        return cls(**content)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

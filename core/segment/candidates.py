@@ -79,7 +79,7 @@ def judge(region: Region, kind: str, answers: MaskCandidates, calibration: Calib
             continue
         agreement, steady = soft_iou(mask, shares), stability(low)
         leakage = float((mask & (shares < _COLD)).sum() / area)
-        predicted = float(np.clip(answers.iou_scores[index], 0, 1))
+        predicted = min(1.0, max(0.0, float(answers.iou_scores[index])))
         score = (
             agreement
             * predicted**calibration.predicted_iou_power

@@ -20,7 +20,7 @@ from core.segment.scenes import Scene, generate_scene, render
 logger = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parent / "weights"
-# Scenes to train on, from seed 0; those to measure on begin at EVALUATION_SEED. Of 12,000, CLIPSeg learns many by heart.
+# Scenes to train on, from seed 0; those to measure on begin at EVALUATION_SEED. CLIPSeg learns 12,000 by heart.
 POOL_SIZE = {"clipseg": 30_000, "sam2": 12_000}
 EVALUATION_SEED = 10_000_000
 CHECKPOINT_EVERY_S = 120.0

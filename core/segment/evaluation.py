@@ -217,7 +217,7 @@ def fit_presence(
         passes = [value < cut for present, value in surest if not present]
         return min(_mean(hits) if hits else 1.0, _mean(passes) if passes else 1.0)
 
-    cuts = np.round(np.arange(0.02, 0.99, 0.01), 2)
+    cuts = [round(0.01 * step, 2) for step in range(2, 99)]
     best = max(balanced(cut) for cut in cuts)
     # The middle of the plateau, not its edge.
     return dataclasses.replace(

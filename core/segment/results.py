@@ -91,8 +91,9 @@ class CroppedMask:
         outlines = []
         for contour in find_contours(np.pad(self.bits, 1).astype(float), 0.5):
             simple = approximate_polygon(contour, tolerance)
-            clockwise = np.sum(simple[:-1, 1] * simple[1:, 0] - simple[1:, 1] * simple[:-1, 0]) > 0
-            if len(simple) >= 4 and not clockwise:
+            # An outline and a hole run in opposite senses: the sign of the area that they enclose tells them apart.
+            area = np.sum(simple[:-1, 1] * simple[1:, 0] - simple[1:, 1] * simple[:-1, 0])
+            if len(simple) >= 4 and area > 0:
                 # A pixel's middle is half a pixel in; the padding moved everything by one.
                 xy = simple[:-1, ::-1] + np.array([self.left - 0.5, self.top - 0.5])
                 outlines.append([round(float(value), 1) for value in xy.ravel()])
