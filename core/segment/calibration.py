@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VERSION = 1
-EVIDENCE = ("peak", "region", "closer_look", "agreement")
+EVIDENCE = ("peak", "region", "closer_look", "contrast", "agreement")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +28,8 @@ class Calibration:
     rounds: how often the best mask is given back to SAM 2 to be improved.
     presence_bias, presence_weights: of a logistic regression on `EVIDENCE`, each a logit, but for the agreement.
     min_presence: what is less probable is taken to be absent.
+    rivals: groups of words that exclude one another, such as the names of shapes. A prompt with one of them is held
+        against the same prompt with each of the others; none are needed, but they tell apart what looks alike.
     """
 
     temperature: float = 1.0
@@ -46,8 +48,9 @@ class Calibration:
     blend: float = 0.3
     rounds: int = 1
     presence_bias: float = -3.0
-    presence_weights: tuple[float, ...] = (0.4, 0.6, 0.6, 3.0)
+    presence_weights: tuple[float, ...] = (0.2, 0.4, 0.4, 0.4, 3.0)
     min_presence: float = 0.5
+    rivals: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.presence_weights) != len(EVIDENCE):
@@ -85,15 +88,41 @@ class Calibration:
         if unknown:
             raise ValueError(f"{file} has fields that no calibration has: {', '.join(unknown)}")
         for name, value in content.items():
-            several = name == "presence_weights"
-            if not (isinstance(value, list) and all(map(_is_number, value)) if several else _is_number(value)):
-                raise ValueError(
-                    f"{file}: {name} must be {'a list of numbers' if several else 'a number'}, got {value!r}"
-                )
-        if "presence_weights" in content:
-            content["presence_weights"] = tuple(map(float, content["presence_weights"]))
+            wanted, fits = _EXPECTED.get(name, ("a number", _is_number))
+            if not fits(value):
+                raise ValueError(f"{file}: {name} must be {wanted}, got {value!r}")
+        for name in content.keys() & _EXPECTED.keys():
+            content[name] = tuple(tuple(value) if isinstance(value, list) else float(value) for value in content[name])
         return cls(**content)
+
+    def rivals_of(self, prompt: str) -> tuple[str, ...]:
+        """The prompts that cannot be true of an object if this one is."""
+        words = prompt.split()
+        return tuple(
+            " ".join([*words[:place], other, *words[place + 1 :]])
+            for group in self.rivals
+            for place, word in enumerate(words)
+            if word.lower() in group
+            for other in group
+            if other != word.lower()
+        )
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _are_groups(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(group, list) and all(isinstance(word, str) for word in group) for group in value
+    )
+
+
+_EXPECTED = {
+    "presence_weights": ("a list of numbers", _are_numbers),
+    "rivals": ("a list of lists of words", _are_groups),
+}

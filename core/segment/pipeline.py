@@ -6,7 +6,7 @@ one call of the model; a service can run the same flow against models that live 
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from core.segment.regions import (
     Region,
     Window,
     closer_window,
+    contrast,
     evidence,
     find_regions,
     look_closer,
@@ -257,8 +258,8 @@ def flow(
         threshold, regions = find_regions(logits, whole, options, calibration)
         thresholds.append(threshold)
         objects += [_Object(prompt=number, region=region, picture=picture) for region in regions]
-    if options.zoom and objects:
-        objects = yield from _zoom(objects, picture, prompts, options, calibration)
+    if objects:
+        objects = yield from _look_again(objects, picture, prompts, options, calibration)
     if options.refine and objects:
         yield from _refine(objects, calibration, low_res_size)
     for one in objects:
@@ -292,42 +293,53 @@ def flow(
     return results
 
 
-def _zoom(
+def _look_again(
     objects: list[_Object],
     picture: EncodedImage,
     prompts: Sequence[str],
     options: SegmentOptions,
     calibration: Calibration,
 ) -> Generator[list[Ground], list[Any], list[_Object]]:
-    """Look closer at what is small: each is found again in a part of the picture, or dropped if it is not there."""
+    """Look closer at what is small, where it is found again or dropped, and hold all against the prompts' rivals."""
     size = (picture.image.shape[0], picture.image.shape[1])
-    windows = [closer_window(one.region, size, calibration) for one in objects]
-    crops: dict[Window, EncodedImage] = {}
-    texts: dict[Window, list[str]] = {}
+    views: dict[Window | None, EncodedImage] = {None: picture}
+    texts: dict[Window | None, dict[str, int]] = {}
+    windows = [closer_window(one.region, size, calibration) if options.zoom else None for one in objects]
     for one, window in zip(objects, windows, strict=True):
-        if window is None:
-            continue
-        if window not in crops:
+        if window is not None and window not in views:
             part = picture.image[window.top : window.bottom, window.left : window.right]
-            crops[window], texts[window] = EncodedImage(np.ascontiguousarray(part)), []
-        text = _absolute(prompts[one.prompt])
-        if text not in texts[window]:
-            texts[window].append(text)
-    if not crops:
+            views[window] = EncodedImage(np.ascontiguousarray(part))
+        known = texts.setdefault(window, {})
+        for text in _asked(prompts[one.prompt], window, calibration):
+            known.setdefault(text, len(known))
+    asked = {window: known for window, known in texts.items() if known}
+    if not asked:
         return objects
-    answers = yield [Ground(crop, tuple(texts[window])) for window, crop in crops.items()]
-    heatmaps = dict(zip(crops, answers, strict=True))
+    answers = yield [Ground(views[window], tuple(known)) for window, known in asked.items()]
+    heatmaps = dict(zip(asked, answers, strict=True))
     fixed = 0.0 if options.threshold == "auto" else float(options.threshold)
     kept = []
     for one, window in zip(objects, windows, strict=True):
-        if window is None:
-            kept.append(one)
-            continue
-        logits = heatmaps[window][texts[window].index(_absolute(prompts[one.prompt]))]
-        region = look_closer(one.region, window, logits, calibration, fixed)
+        region: Region | None = one.region
+        rows = [texts[window][text] for text in _asked(prompts[one.prompt], window, calibration)]
+        if rows:
+            seen = heatmaps[window][rows] / calibration.temperature
+            own, rivals = (one.region.logits, seen) if window is None else (seen[0], seen[1:])
+            if window is not None:
+                region = look_closer(one.region, window, own, calibration, fixed)
+            if region is not None:
+                region = replace(region, contrast=contrast(region.mask, own, rivals))
         if region is not None:
-            kept.append(_Object(prompt=one.prompt, region=region, picture=crops[window]))
+            kept.append(_Object(prompt=one.prompt, region=region, picture=views[window]))
     return kept
+
+
+def _asked(prompt: str, window: Window | None, calibration: Calibration) -> tuple[str, ...]:
+    """What a second look asks about a prompt's region: in a closer one the prompt again, and always its rivals."""
+    if window is None:
+        return calibration.rivals_of(prompt)
+    alone = " ".join(word for word in prompt.split() if word.lower() not in _RELATIVE) or prompt
+    return (alone, *calibration.rivals_of(alone))
 
 
 def _refine(
@@ -450,11 +462,6 @@ def _reason(heatmap: np.ndarray, threshold: float, surest: float, at_least: floa
     if surest == 0:
         return f"the heatmap peaks at {peak:.2f}, but a closer look shows nothing there"
     return f"something alike is there, but the probability of {surest:.2f} is below {at_least:.2f}"
-
-
-def _absolute(prompt: str) -> str:
-    words = [word for word in prompt.split() if word.lower() not in _RELATIVE]
-    return " ".join(words) or prompt
 
 
 def _chunks(items: Sequence[EncodedImage], size: int) -> Iterator[Sequence[EncodedImage]]:

@@ -40,7 +40,8 @@ class Region:
 
     logits: of the heatmap, after the temperature; where another object of the prompt is nearer they are far below zero.
     mask: the coarse mask. whole, closer: mean logit inside the mask, in the whole picture's heatmap and in that of the
-    closer look; the same where there was none.
+    closer look; the same where there was none. contrast: how far the prompt's mean logit inside the mask is above that
+    of its hottest rival; 0 where it has none.
     """
 
     window: Window
@@ -50,6 +51,7 @@ class Region:
     peak: float
     whole: float
     closer: float
+    contrast: float = 0.0
     zoomed: bool = False
 
     @property
@@ -140,10 +142,10 @@ def look_closer(
     """The region as the closer look shows it; None if that shows nothing in its place.
 
     Args:
+        logits: of the closer look, after the temperature.
         threshold: 0 for an automatic one.
     """
     size = region.mask.shape[0]
-    logits = logits / calibration.temperature
     # The first look's heatmap in the closer one's frame.
     x = (np.arange(size) + 0.5) / size * window.width + window.left
     y = (np.arange(size) + 0.5) / size * window.height + window.top
@@ -175,10 +177,17 @@ def look_closer(
     )
 
 
-def evidence(region: Region, agreement: float) -> tuple[float, float, float, float]:
+def evidence(region: Region, agreement: float) -> tuple[float, ...]:
     """What presence is judged by; see `core.segment.calibration.EVIDENCE`."""
-    peak, whole, closer = (float(np.clip(value, -8, 8)) for value in (region.peak, region.whole, region.closer))
-    return peak, whole, closer, agreement
+    logits = (region.peak, region.whole, region.closer, region.contrast)
+    return *(float(np.clip(value, -8, 8)) for value in logits), agreement
+
+
+def contrast(mask: Bool[np.ndarray, "size size"], logits: np.ndarray, rivals: np.ndarray) -> float:
+    """How far a prompt is above its hottest rival inside a mask, in logits; `rivals`: `[rivals, size, size]`."""
+    if not len(rivals):
+        return 0.0
+    return float(logits[mask].mean() - rivals[:, mask].mean(axis=1).max())
 
 
 def presence_of(seen: tuple[float, ...], calibration: Calibration) -> float:

@@ -7,7 +7,7 @@ from core.segment.calibration import Calibration
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    calibration = Calibration(floor=0.2, presence_weights=(1.0, 2.0, 3.0, 4.0))
+    calibration = Calibration(floor=0.2, presence_weights=(1.0, 2.0, 3.0, 4.0, 5.0), rivals=(("cat", "dog"),))
     calibration.save(tmp_path / "c.json")
     assert Calibration.load(tmp_path / "c.json") == calibration
 
@@ -26,6 +26,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         ('{"version": 1, "presence_weights": [1]}', "presence_weights"),
         ('{"version": 1, "presence_weights": 3}', "presence_weights"),
         ('{"version": 1, "presence_weights": ["a", 1, 1, 1]}', "presence_weights"),
+        ('{"version": 1, "rivals": ["cat", "dog"]}', "rivals must be a list of lists"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, content: str, problem: str) -> None:
@@ -42,3 +43,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_the_file_says_its_version(tmp_path: Path) -> None:
     Calibration().save(tmp_path / "c.json")
     assert json.loads((tmp_path / "c.json").read_text())["version"] == 1
+
+
+def test_rivals_differ_in_one_word() -> None:
+    calibration = Calibration(rivals=(("circle", "star"), ("red", "blue", "green")))
+    assert calibration.rivals_of("small Red circle") == ("small Red star", "small blue circle", "small green circle")
+    assert calibration.rivals_of("dog") == ()
+    assert Calibration().rivals_of("circle") == ()

@@ -20,7 +20,7 @@ def answer(prompt: str, masks: tuple[CroppedMask, ...], evidence: float = 1.0, c
             score=confidence,
             quality=1.0,
             presence=1.0,
-            evidence=(evidence,) * 4,
+            evidence=(evidence,) * 5,
             source="sam2",
             why="",
         )

@@ -10,6 +10,7 @@ from core.segment.regions import (
     Window,
     best_threshold,
     closer_window,
+    contrast,
     find_regions,
     look_closer,
     presence_of,
@@ -101,5 +102,13 @@ def test_a_closer_look_confirms_or_denies() -> None:
 
 
 def test_presence_grows_with_the_evidence() -> None:
-    weak, strong = (presence_of((x, x, x, x / 5), Calibration()) for x in (-3.0, 5.0))
+    weak, strong = (presence_of((x, x, x, x, x / 5), Calibration()) for x in (-3.0, 5.0))
     assert 0 < weak < 0.1 < 0.9 < strong < 1
+
+
+def test_contrast_is_the_distance_to_the_hottest_rival() -> None:
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 1:3] = True
+    own, cool, hot = (np.where(mask, value, 9.0) for value in (2.0, -1.0, 3.5))
+    assert contrast(mask, own, np.stack([cool, hot])) == pytest.approx(-1.5)
+    assert contrast(mask, own, np.empty((0, 4, 4))) == 0
