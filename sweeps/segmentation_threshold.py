@@ -31,7 +31,7 @@ from ray.tune.search.optuna import OptunaSearch
 from core.runtime import describe_machine, source_commit
 from core.segment.calibration import Calibration
 from core.segment.evaluation import Labelled, calibrate, labelled_scene, read_coco, score
-from core.segment.pipeline import PRESETS, Segmenter
+from core.segment.pipeline import DEMO_CALIBRATION, PRESETS, Segmenter
 from sweeps import cluster, console
 from sweeps.flags import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USAGE, UsageError, command_line
 from sweeps.results import write_frame, write_json
@@ -52,6 +52,8 @@ class Settings:
     """CLIPSeg checkpoint instead of the preset's: a name on the hub or a folder."""
     sam2: str | None = None
     """SAM 2 checkpoint instead of the preset's."""
+    start: Path | None = None
+    """Calibration to start from: its numbers are tried first and its rivals kept. The preset's own if not given."""
     labels: Path | None = None
     """Labelled pictures: a JSON file in COCO's instance format. Generated scenes if it is not given."""
     images: Path | None = None
@@ -59,7 +61,7 @@ class Settings:
     scenes: int = 120
     """Generated scenes, where there are no labels. Half of all pictures choose the setting, the others judge it."""
     num_samples: int = 40
-    """Settings drawn by Optuna; the first is the default calibration."""
+    """Settings drawn by Optuna; the first is the calibration to start from."""
     cpus_per_trial: int = 1
     """CPUs of a trial."""
     gpus_per_trial: float = 0
@@ -81,14 +83,22 @@ class Settings:
         for flag, low in (("scenes", 4), ("num_samples", 1), ("cpus_per_trial", 1), ("gpus_per_trial", 0)):
             if getattr(self, flag) < low:
                 raise UsageError(f"--{flag.replace('_', '-')} must be at least {low}, got {getattr(self, flag)}")
-        if self.labels is not None and not self.labels.is_file():
-            raise UsageError(f"--labels {self.labels} is no file")
+        for flag in ("labels", "start"):
+            file = getattr(self, flag)
+            if file is not None and not file.is_file():
+                raise UsageError(f"--{flag} {file} is no file")
 
     def load_models(self, calibration: Calibration | None = None) -> Segmenter:
         """The models to calibrate."""
         clipseg, sam2 = PRESETS[self.preset]
         loaded = Segmenter.from_pretrained(clipseg=self.clipseg or clipseg, sam2=self.sam2 or sam2)
         return Segmenter(loaded.grounder, loaded.sam2, calibration)
+
+    def load_start(self) -> Calibration:
+        """The calibration to start from."""
+        if self.start is not None:
+            return Calibration.load(self.start)
+        return Calibration.load(DEMO_CALIBRATION) if self.preset == "demo" else Calibration()
 
     def load_pictures(self) -> list[Labelled]:
         """The labelled pictures, those to choose on and those to judge on mixed."""
@@ -126,6 +136,8 @@ def objective(scores: dict[str, Any]) -> float:
 def make_trial(settings: Settings, num_threads: int) -> Any:
     """A trial that keeps models, pictures and their encodings for the next one in the same process."""
 
+    start = settings.load_start()
+
     class Trial(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             torch.set_num_threads(num_threads)
@@ -138,7 +150,8 @@ def make_trial(settings: Settings, num_threads: int) -> Any:
             return True
 
         def step(self) -> dict[str, Any]:
-            fitted, scores = calibrate(self.segmenter, self.labelled, Calibration(**_rounded(self.numbers)))
+            tried = dataclasses.replace(start, **_rounded(self.numbers))
+            fitted, scores = calibrate(self.segmenter, self.labelled, tried)
             numbers = dataclasses.asdict(scores)
             return {**numbers, OBJECTIVE: objective(numbers), "calibration": dataclasses.asdict(fitted), "done": True}
 
@@ -206,7 +219,9 @@ def run(settings: Settings) -> int:
     rows = [{OBJECTIVE: one[OBJECTIVE], **{name: one[name] for name in _EVERY}, **one["config"]} for one in tried]
     write_frame(pd.DataFrame(rows).sort_values(OBJECTIVE, ascending=False), folder / "trials.parquet")
     numbers = best["calibration"]
-    chosen = Calibration(**{**numbers, "presence_weights": tuple(numbers["presence_weights"])})
+    chosen = Calibration(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()}
+    )
     for file in (folder / "calibration.json", settings.output):
         if file is not None:
             chosen.save(file)
@@ -216,9 +231,9 @@ def run(settings: Settings) -> int:
 
 
 def _judge(settings: Settings, labelled: Sequence[Labelled], chosen: Calibration, folder: Path) -> None:
-    """The chosen calibration beside the default one, on pictures that neither was fitted to."""
+    """The chosen calibration beside the one that the search started from, on pictures that neither was fitted to."""
     scores = {}
-    for name, calibration in (("default", Calibration()), ("tuned", chosen)):
+    for name, calibration in (("start", settings.load_start()), ("tuned", chosen)):
         answers = settings.load_models(calibration).segment([p.image for p in labelled], [p.prompts for p in labelled])
         scores[name] = dataclasses.asdict(score(labelled, answers))
     console.say(f"\non {len(labelled)} pictures that nothing was chosen on:")
@@ -227,6 +242,9 @@ def _judge(settings: Settings, labelled: Sequence[Labelled], chosen: Calibration
         console.say(f"{name:10}" + "".join(f"{row[column]:12.3f}" for column in _EVERY))
     record = {"command": command_line(), "scores": scores, "machine": describe_machine(), "commit": source_commit()}
     write_json(record, folder / "record.json")
+
+
+_PATHS = ("start", "labels", "images", "storage", "output")
 
 
 class _Progress(tune.Callback):
@@ -259,7 +277,7 @@ def _settings_of(folder: Path, address: str | None) -> Settings:
         kept = json.loads((folder / "settings.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UsageError(f"--resume {folder}: no run of this sweep is kept there ({error})") from error
-    paths = {name: Path(kept[name]) for name in ("labels", "images", "storage", "output") if kept[name] is not None}
+    paths = {name: Path(kept[name]) for name in _PATHS if kept[name] is not None}
     return Settings(**{**kept, **paths, "address": address, "resume": folder})
 
 

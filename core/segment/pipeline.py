@@ -36,6 +36,7 @@ from core.segment.results import CroppedMask, Instance, PromptResult
 from core.segment.sam2 import MaskCandidates, MaskPrompt, Sam2, Sam2Features
 
 DEMO_WEIGHTS = Path(__file__).parent / "weights"
+DEMO_CALIBRATION = DEMO_WEIGHTS / "calibration.json"
 PRESETS = {
     "demo": (str(DEMO_WEIGHTS / "clipseg"), str(DEMO_WEIGHTS / "sam2")),
     "tiny": ("CIDAS/clipseg-rd64-refined", "facebook/sam2.1-hiera-tiny"),
@@ -119,7 +120,7 @@ class Segmenter:
         if name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
         clipseg, sam2 = PRESETS[name]
-        calibration = DEMO_WEIGHTS / "calibration.json" if name == "demo" else None
+        calibration = DEMO_CALIBRATION if name == "demo" else None
         return cls.from_pretrained(
             clipseg=clipseg, sam2=sam2, calibration=calibration, device=device, precision=precision
         )
