@@ -173,12 +173,12 @@ def run(settings: Settings) -> int:
         labelled = settings.load_pictures()
         if len(labelled) < 4:
             raise UsageError(f"{len(labelled)} labelled pictures are too few: at least 4 are needed")
+        settings.load_models()  # what cannot be loaded is said now, not by every trial
         folder.mkdir(parents=True)
         write_json(_plain(settings), folder / "settings.json")
     else:
         settings = _settings_of(folder, settings.address)
         labelled = settings.load_pictures()
-    settings.load_models()  # what cannot be loaded is said now, not by every trial
     cluster.connect(settings.address)
     try:
         trial = tune.with_resources(
@@ -189,7 +189,8 @@ def run(settings: Settings) -> int:
         if settings.resume is not None and tune.Tuner.can_restore(tune_folder):
             tuner = tune.Tuner.restore(tune_folder, trainable=trial, restart_errored=True)
         else:
-            first = {name: value for name, value in dataclasses.asdict(Calibration()).items() if name in search_space()}
+            start = dataclasses.asdict(settings.load_start())
+            first = {name: start[name] for name in search_space()}
             tuner = tune.Tuner(
                 trial,
                 param_space=search_space(),
@@ -218,10 +219,7 @@ def run(settings: Settings) -> int:
     best = max(tried, key=lambda metrics: metrics[OBJECTIVE])
     rows = [{OBJECTIVE: one[OBJECTIVE], **{name: one[name] for name in _EVERY}, **one["config"]} for one in tried]
     write_frame(pd.DataFrame(rows).sort_values(OBJECTIVE, ascending=False), folder / "trials.parquet")
-    numbers = best["calibration"]
-    chosen = Calibration(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()}
-    )
+    chosen = Calibration.from_dict(best["calibration"])
     for file in (folder / "calibration.json", settings.output):
         if file is not None:
             chosen.save(file)

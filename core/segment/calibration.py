@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 VERSION = 1
 EVIDENCE = ("peak", "region", "closer_look", "contrast", "agreement")
@@ -83,17 +84,30 @@ class Calibration:
             raise ValueError(f"the calibration {file} cannot be read: {error}") from error
         if not isinstance(content, dict) or content.pop("version", None) != VERSION:
             raise ValueError(f"{file} is not a calibration of version {VERSION}")
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(content.keys() - known.keys())
+        try:
+            return cls.from_dict(content)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, numbers: dict[str, Any]) -> "Calibration":
+        """The calibration with these fields, lists in the tuples' places, and the defaults of the others.
+
+        Raises:
+            ValueError: there is no such field, or its value is of another kind or out of range.
+        """
+        unknown = sorted(numbers.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise ValueError(f"{file} has fields that no calibration has: {', '.join(unknown)}")
-        for name, value in content.items():
+            raise ValueError(f"no calibration has fields called {', '.join(unknown)}")
+        for name, value in numbers.items():
             wanted, fits = _EXPECTED.get(name, ("a number", _is_number))
             if not fits(value):
-                raise ValueError(f"{file}: {name} must be {wanted}, got {value!r}")
-        for name in content.keys() & _EXPECTED.keys():
-            content[name] = tuple(tuple(value) if isinstance(value, list) else float(value) for value in content[name])
-        return cls(**content)
+                raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        tuples = {
+            name: tuple(tuple(value) if isinstance(value, list) else value for value in numbers[name])
+            for name in numbers.keys() & _EXPECTED.keys()
+        }
+        return cls(**{**numbers, **tuples})
 
     def rivals_of(self, prompt: str) -> tuple[str, ...]:
         """The prompts that cannot be true of an object if this one is."""
@@ -113,12 +127,12 @@ def _is_number(value: object) -> bool:
 
 
 def _are_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
+    return isinstance(value, list | tuple) and all(map(_is_number, value))
 
 
 def _are_groups(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(group, list) and all(isinstance(word, str) for word in group) for group in value
+    return isinstance(value, list | tuple) and all(
+        isinstance(group, list | tuple) and all(isinstance(word, str) for word in group) for group in value
     )
 
 

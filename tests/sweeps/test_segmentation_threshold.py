@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def sweep(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "sweeps/segmentation_threshold.py"), *map(str, words)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
 
 
@@ -59,3 +59,4 @@ def test_bad_words_are_refused_with_a_sentence(tmp_path: Path, words: tuple[str,
     assert refused.returncode == 2
     assert problem in refused.stderr
     assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "results").exists()
