@@ -1,0 +1,40 @@
+// Masks as something to draw: tinted and outlined in their prompt's colour, as core/segment/overlay.py does it.
+
+const FILL = 0.45;
+
+/** The mask as a canvas the size of its box, or null if it is empty. `picture`: `{width, height}`. */
+export function drawMask({ width, height, bits }, [red, green, blue], picture) {
+  if (!bits.length) return null;
+  const stroke = strokeOf(picture);
+  const depth = depths(bits, width, height);
+  const image = new ImageData(width, height);
+  for (let pixel = 0; pixel < bits.length; pixel++) {
+    if (!bits[pixel]) continue;
+    image.data.set([red, green, blue, depth[pixel] > stroke ? Math.round(255 * FILL) : 255], 4 * pixel);
+  }
+  const canvas = new OffscreenCanvas(width, height);
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas;
+}
+
+/** How wide outlines are, in pixels of the picture. */
+function strokeOf({ width, height }) {
+  return Math.max(1, Math.round(Math.min(width, height) / 200));
+}
+
+/** For each pixel of the mask, the steps to the nearest one outside it or beyond the box. */
+function depths(bits, width, height) {
+  const depth = new Uint16Array(bits.length);
+  const at = (row, column) => (row < 0 || column < 0 || row >= height || column >= width ? 0 : depth[row * width + column]);
+  for (let row = 0, pixel = 0; row < height; row++) {
+    for (let column = 0; column < width; column++, pixel++) {
+      if (bits[pixel]) depth[pixel] = 1 + Math.min(at(row - 1, column), at(row, column - 1));
+    }
+  }
+  for (let row = height - 1, pixel = bits.length - 1; row >= 0; row--) {
+    for (let column = width - 1; column >= 0; column--, pixel--) {
+      if (bits[pixel]) depth[pixel] = Math.min(depth[pixel], 1 + Math.min(at(row + 1, column), at(row, column + 1)));
+    }
+  }
+  return depth;
+}
