@@ -144,6 +144,17 @@ def test_what_is_not_a_picture_is_refused_with_a_sentence(data: bytes, sentence:
         read(data)
 
 
+def test_a_compressed_bmp_is_refused() -> None:
+    palette, pixels = bytes(1024), b"\x08\x05" * 8 + b"\0\1"
+    start = 54 + len(palette)
+    header = struct.pack(
+        "<2sIIIIiiHHIIiiII",
+        *(b"BM", start + len(pixels), 0, start, 40, 8, 8, 1, 8, 1, len(pixels), 0, 0, 256, 0),
+    )
+    with pytest.raises(PictureError, match="compressed BMP"):
+        read(header + palette + pixels)
+
+
 @pytest.mark.parametrize("picture_format", ["PNG", "WEBP", "BMP", "GIF", "JPEG"])
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # damaged EXIF blocks and the like
 def test_damaged_bytes_raise_nothing_but_a_picture_error(picture_format: str) -> None:
