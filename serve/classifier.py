@@ -2,8 +2,9 @@
 
 import asyncio
 import hashlib
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,14 @@ from core.checkpoint import WEIGHTS_FILE, Checkpoint, load
 from core.images import PictureError, resize
 from core.models import model_kind
 from core.runtime import resolve_device
+from serve.batcher import Batcher, Call, Item
+from serve.metrics import StageMetrics
 from serve.schemas import Classification, ModelCard, ModelName, Prediction
 from serve.settings import Settings
+
+_STAGE = "classifier"
+# A replica that has answered within this time need not prove itself by a call for nothing.
+_PROVED_FOR_S = 10.0
 
 
 def model_card(folder: Path, checkpoint: Checkpoint, device: str) -> ModelCard:
@@ -50,9 +57,16 @@ class Classifier:
         self._std = torch.tensor(checkpoint.std, device=self._device)
         self._card = model_card(settings.classifier, checkpoint, str(self._device))
         self._name = ModelName(name=self._card.name, revision=self._card.revision)
-        batched: Any = self._classify_batch  # type checkers do not see what `serve.batch` adds
-        batched.set_max_batch_size(settings.max_batch_size)
-        batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
+        self._metrics = StageMetrics()
+        self._proved_at = 0.0
+        self._batcher = Batcher(
+            {_STAGE: self._classify_all},
+            max_batch_size=settings.max_batch_size,
+            wait_s=settings.batch_wait_ms / 1000,
+            watch=self._watch,
+        )
+        # Small models lose by sharing a call among cores; several replicas are the way to use them.
+        torch.set_num_threads(1)
         self._run_once()
 
     async def card(self) -> ModelCard:
@@ -64,18 +78,31 @@ class Classifier:
 
         An error of this picture is returned, not raised: raised, it would reach the caller wrapped with a traceback.
         """
-        return await self._classify_batch((image, top_k))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Classification | PictureError] = loop.create_future()
+
+        def done(answer: Classification | PictureError | Exception, _: Call) -> None:
+            failed = isinstance(answer, Exception) and not isinstance(answer, PictureError)
+            settle = future.set_exception if failed else future.set_result
+            loop.call_soon_threadsafe(lambda: future.done() or settle(answer))  # type: ignore[arg-type]
+
+        now = time.perf_counter()
+        wanted = Item(
+            kind=_STAGE, payload=(image, top_k), order=now, done=done, is_wanted=lambda: not future.done(), since=now
+        )
+        self._batcher.put([wanted])
+        return await future
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
-        await asyncio.to_thread(self._run_once)
+        if time.monotonic() - self._proved_at > _PROVED_FOR_S:
+            await asyncio.to_thread(self._run_once)
 
-    @serve.batch()
-    async def _classify_batch(self, requests: list[tuple[np.ndarray, int]]) -> list[Classification | PictureError]:
-        # In a thread, so that the next batch can gather, and a health check be answered, while the model runs.
-        return await asyncio.to_thread(self._classify_all, requests)
+    def _watch(self, stage: str, calls: Sequence[Call]) -> None:
+        self._metrics.called(stage, calls)
+        self._proved_at = time.monotonic()
 
-    def _classify_all(self, requests: list[tuple[np.ndarray, int]]) -> list[Classification | PictureError]:
+    def _classify_all(self, requests: Sequence[tuple[np.ndarray, int]]) -> list[Classification | PictureError]:
         # One picture that does not fit must not fail those that happen to share its batch.
         fitted = [self._fit(image) for image, _ in requests]
         usable = [image for image in fitted if not isinstance(image, PictureError)]

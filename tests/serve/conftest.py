@@ -20,7 +20,9 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_model(config)
-        torch.nn.init.normal_(model.head.weight)  # zero at the start of training: all answers would be equal
+        torch.nn.init.normal_(
+            model.get_parameter("head.weight")
+        )  # zero at the start of training: all answers would be equal
     folder = tmp_path_factory.mktemp("checkpoint")
     save(
         folder,

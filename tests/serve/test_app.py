@@ -4,7 +4,6 @@ import asyncio
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +14,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import ray
 import torch
+from live import RAY_ENVIRONMENT, assert_problem, empty_serve, free_port, post, post_together
 from PIL import Image
 from ray import serve as ray_serve
 
@@ -25,47 +24,28 @@ from core.checkpoint import load
 from serve.app import build
 from serve.classifier import Classifier
 from serve.ingress import Ingress
+from serve.ports import SegmenterCard
 from serve.schemas import Classification, ModelName, Prediction
 from serve.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local"}
 SLOW, BROKEN, DYING = 100, 101, 102  # values of `top_k` that the troubled classifier obeys
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+CARD = SegmenterCard(preset="demo", clipseg="none", sam2="none", device="cpu", low_res_size=64)
 
 
 @pytest.fixture(scope="module")
 def ray_serve_url() -> Iterator[str]:
-    """An empty Serve on a Ray of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in RAY_ENVIRONMENT.items():
-            patch.setenv(name, value)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            object_store_memory=100_000_000,
-            include_dashboard=False,
-            log_to_driver=False,
-        )
-        try:
-            port = free_port()
-            ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
-            yield f"http://127.0.0.1:{port}"
-            ray_serve.shutdown()
-        finally:
-            ray.shutdown()
+    with empty_serve() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def url(ray_serve_url: str, checkpoint_folder: Path) -> str:
     """The application as `build` makes it, its classifier counting the calls of its model."""
 
-    class Counting(Classifier.func_or_class):
+    real: Any = Classifier.func_or_class
+
+    class Counting(real):
         def __init__(self, settings: Settings) -> None:
             self.batches: list[int] = []
             super().__init__(settings)
@@ -105,36 +85,25 @@ def troubled_url(ray_serve_url: str, checkpoint_folder: Path) -> str:
             )
 
     settings = Settings(classifier=checkpoint_folder, request_timeout_s=1.5)
+    troubled = Troubled.bind()
     app = Ingress.options(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0}).bind(
-        settings, 32, Troubled.bind()
+        settings, 32, troubled, troubled, CARD, ()
     )
     ray_serve.run(app, name="troubled", route_prefix="/troubled")
     return f"{ray_serve_url}/troubled"
 
 
 def classify(url: str, data: bytes, **fields: Any) -> httpx.Response:
-    return httpx.post(f"{url}/v1/classify", files={"image": data}, data=fields, timeout=60)
+    return post(f"{url}/v1/classify", data, **fields)
 
 
 def classify_together(url: str, files: list[bytes], **fields: Any) -> list[httpx.Response]:
-    async def send() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=len(files))) as client:
-            requests = [client.post(f"{url}/v1/classify", files={"image": data}, data=fields) for data in files]
-            return list(await asyncio.gather(*requests))
-
-    return asyncio.run(send())
+    return post_together(f"{url}/v1/classify", [(data, fields) for data in files])
 
 
 def scores(response: httpx.Response) -> dict[str, float]:
     assert response.status_code == 200, response.text
     return {prediction["label"]: prediction["score"] for prediction in response.json()["predictions"]}
-
-
-def assert_problem(response: httpx.Response, status: int, name: str) -> None:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    assert response.json()["type"] == f"urn:patchwork:problem:{name}"
-    assert "Traceback" not in response.text
 
 
 def test_the_answer_is_the_models(url: str, checkpoint_folder: Path, pictures: list[bytes]) -> None:
@@ -238,22 +207,6 @@ def serve_run(*words: str, cwd: Path, **options: Any) -> subprocess.Popen[str]:
     command = [str(Path(sys.executable).with_name("serve")), "run", *words]
     environment = {**os.environ, **RAY_ENVIRONMENT}
     return subprocess.Popen(command, cwd=cwd, env=environment, text=True, start_new_session=True, **options)
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ([], "Error: the setting 'classifier' is required"),
-        (["classifier=nowhere"], "nowhere is not a checkpoint folder"),
-        (["classifier=nowhere", "batch=3"], "Error: there is no setting 'batch'"),
-    ],
-)
-def test_a_wrong_start_ends_at_once_with_one_sentence(words: list[str], sentence: str) -> None:
-    process = serve_run("serve.config", *words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    [line] = [line for line in errors.splitlines() if "INFO" not in line]
-    assert sentence in line
 
 
 def test_the_command_serves_from_a_yaml_file(checkpoint_folder: Path, pictures: list[bytes], tmp_path: Path) -> None:

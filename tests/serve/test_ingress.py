@@ -10,16 +10,22 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from live import assert_problem
 from PIL import Image
 
 from core.images import PictureError
 from serve import problems
 from serve.ingress import create_app
+from serve.ports import SegmentAnswer, SegmentAsk, SegmenterCard
 from serve.problems import Problem
 from serve.schemas import Classification, ModelCard, ModelName, Prediction
 from serve.settings import Settings
 
 CARD = ModelCard(name="vit-tiny", revision="0", dataset="tiny", class_names=["cat"], image_size=8, device="cpu")
+
+SEGMENTER = SegmenterCard(
+    preset="demo", clipseg="c@1", sam2="s@2", device="cpu", low_res_size=64, shapes=("ring",), colours=("red",)
+)
 
 
 class StandIn:
@@ -40,6 +46,13 @@ class StandIn:
         predictions = [Prediction(label=label, score=1.0)] * top_k
         return Classification(predictions=predictions, model=ModelName(name=CARD.name, revision=CARD.revision))
 
+    async def ready(self) -> None:
+        await self._act()
+
+    async def segment(self, ask: SegmentAsk) -> SegmentAnswer:
+        await self._act()
+        return SegmentAnswer(results=[], cached=False)
+
     async def _act(self) -> None:
         try:
             await asyncio.sleep(self.delay_s)
@@ -52,7 +65,8 @@ class StandIn:
 
 def request(method: str, path: str, classifier: StandIn | None = None, **options: Any) -> httpx.Response:
     settings = Settings(classifier=Path("unused"), max_upload_mb=0.1, max_pixels=10_000, request_timeout_s=0.5)
-    app = create_app(settings, CARD.image_size, classifier or StandIn())
+    models = classifier or StandIn()
+    app = create_app(settings, CARD.image_size, models, models, SEGMENTER)
 
     async def send() -> httpx.Response:
         # As over a network: what the application raises reaches the server's log, not the client.
@@ -73,17 +87,6 @@ def classify(data: bytes, classifier: StandIn | None = None, **fields: Any) -> h
     return request("POST", "/v1/classify", classifier, files={"image": ("p.png", data)}, data=fields)
 
 
-def assert_problem(response: httpx.Response, status: int, name: str) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert body["type"] == f"urn:patchwork:problem:{name}"
-    assert body["status"] == status
-    assert body["title"]
-    assert "Traceback" not in response.text
-    return body
-
-
 def test_the_classifier_gets_the_picture_at_its_own_size() -> None:
     response = classify(picture(), top_k=2)
     assert response.status_code == 200
@@ -96,6 +99,7 @@ def test_the_classifier_gets_the_picture_at_its_own_size() -> None:
 def test_models_lists_what_is_loaded_and_the_limits() -> None:
     body = request("GET", "/v1/models").json()
     assert body["models"] == [CARD.model_dump()]
+    assert body["segmenter"]["vocabulary"] == {"shapes": ["ring"], "colours": ["red"], "sizes": []}
     assert body["limits"]["max_pixels"] == 10_000
     assert "PNG" in body["limits"]["formats"]
 
@@ -180,7 +184,8 @@ def test_malformed_multipart(content_type: str, content: bytes) -> None:
         ({"files": {"image": picture()}, "data": {"top_k": "0"}}, "top_k"),
         ({"files": {"image": picture()}, "data": {"top_k": "many"}}, "top_k"),
         ({"files": {"image": picture()}, "data": {"topk": "3"}}, "topk"),
-        ({"files": {"picture": picture()}}, "image"),
+        ({"files": {"picture": picture()}}, "picture"),
+        ({"files": {"image": picture()}, "data": {"image_url": "http://example.org/p.png"}}, "image_url"),
         ({"files": {"image": (None, b"a field, not a file")}}, "image"),
     ],
 )
@@ -222,5 +227,7 @@ def test_the_description_offers_the_upload_and_the_errors() -> None:
     paths = request("GET", "/openapi.json").json()["paths"]
     route = paths["/v1/classify"]["post"]
     assert list(route["requestBody"]["content"]) == ["multipart/form-data"]
-    assert set(route["responses"]) == {"200", "400", "413", "415", "422", "503", "504"}
+    assert set(route["responses"]) == {
+        *("200", "400", "401", "403", "413", "415", "422", "500", "502", "503", "504"),
+    }
     assert list(route["responses"]["422"]["content"]) == ["application/problem+json"]

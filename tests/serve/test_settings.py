@@ -30,8 +30,10 @@ def test_a_link_is_followed_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({}, "'classifier' is required: Checkpoint folder"),
-        ({"classifier": "x", "batch_size": "3"}, "no setting 'batch_size'; there are: classifier, device,"),
+        ({"batch_size": "3"}, "no setting 'batch_size'; there are: preset, clipseg,"),
+        ({"preset": "huge"}, "preset=huge: Input should be 'demo', 'tiny'"),
+        ({"replicas": "3", "max_replicas": "2"}, "max_replicas=2 is below replicas=3"),
+        ({"sam2_config": "a.yaml"}, "sam2_config is of use with sam2 only"),
         ({"classifier": "x", "replicas": "0"}, "replicas=0: "),
         ({"classifier": "x", "device": "gpu"}, "device=gpu: "),
         ({"classifier": "x", "max_pixels": 10**9}, "max_pixels=1000000000: "),

@@ -1,0 +1,71 @@
+"""Who is let in: at most so many requests at once, and none that cannot be answered in its time."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serve import problems
+from serve.problems import Problem
+
+_SMOOTHING = 0.1
+
+
+class Admission:
+    """Counts the requests in hand, and learns from the answers how fast they leave. For one event loop."""
+
+    def __init__(self, max_in_hand: int) -> None:
+        self.in_hand = 0
+        self._max_in_hand = max_in_hand
+        self._per_answer_s = 0.0
+        self._last_event = 0.0
+
+    @property
+    def expected_s(self) -> float:
+        """How long a request that came now would take, if answers go on leaving as they did while there was work."""
+        return (self.in_hand + 1) * self._per_answer_s
+
+    def enter(self, left_s: float) -> None:
+        """Let a request in that has `left_s` seconds left.
+
+        Raises:
+            Problem: there are too many already, or it cannot be answered in that time.
+        """
+        if self.in_hand >= self._max_in_hand:
+            raise Problem(problems.BUSY, f"{self.in_hand} requests are waiting or at work; try again shortly.")
+        if self.in_hand and self.expected_s > left_s:
+            expected = self.expected_s
+            # Answers that never come teach nothing: the estimate must not keep everybody out for good.
+            self._per_answer_s *= 1 - _SMOOTHING
+            detail = f"An answer would take about {expected:.1f} s; this request has {max(left_s, 0):.2g} s."
+            raise Problem(problems.DEADLINE_PASSED, detail)
+        if not self.in_hand:
+            self._last_event = time.perf_counter()
+        self.in_hand += 1
+
+    def leave(self, *, answered: bool) -> None:
+        """`answered`: whether the models did the work; what was refused or given up says nothing of their speed."""
+        self.in_hand -= 1
+        if answered:
+            now = time.perf_counter()
+            took = now - self._last_event
+            self._per_answer_s += _SMOOTHING * (took - self._per_answer_s)
+            self._last_event = now
+
+
+class PictureMemory:
+    """Bounds the bytes of decoded pictures in this process: a small file can be a large picture."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held = 0
+
+    @contextmanager
+    def hold(self, nbytes: int) -> Iterator[None]:
+        """Raises Problem if that is more than there is room for; one picture always has room."""
+        if self._held and self._held + nbytes > self._max_bytes:
+            raise Problem(problems.BUSY, "The pictures at work fill the memory meant for them; try again shortly.")
+        self._held += nbytes
+        try:
+            yield
+        finally:
+            self._held -= nbytes

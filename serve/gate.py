@@ -1,0 +1,187 @@
+"""What every request passes before its body is read: request id, API key, deadline, admission; and what it leaves."""
+
+import hashlib
+import hmac
+import logging
+import math
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve import problems
+from serve.admission import Admission
+from serve.metrics import RequestMetrics
+from serve.problems import Problem
+from serve.schemas import FieldError
+from serve.settings import StartError
+
+TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
+_LOG = logging.getLogger("ray.serve")
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_MIN_KEY_CHARACTERS = 16
+# Serve's proxy reads the same header, and when the time has passed answers by itself, in plain text: be there before.
+_AHEAD_SHARE, _AHEAD_S = 0.05, 0.1
+
+
+@dataclass(slots=True)
+class Ticket:
+    """What a request carries through the service. `began` and `deadline` are of `time.perf_counter`."""
+
+    request_id: str
+    began: float
+    deadline: float
+
+    @property
+    def left_s(self) -> float:
+        return self.deadline - time.perf_counter()
+
+    @property
+    def timeout_s(self) -> float:
+        return self.deadline - self.began
+
+
+def ticket_of(request: Request) -> Ticket:
+    return request.scope[problems.TICKET]
+
+
+def read_keys(listed: str | None) -> tuple[bytes, ...]:
+    """Digests of the API keys in a comma-separated list; what goes through the cluster are these, not the keys.
+
+    Raises:
+        StartError: a key is one that nobody should use.
+    """
+    keys = [key.strip() for key in (listed or "").split(",")]
+    if keys == [""]:
+        return ()
+    for number, key in enumerate(keys, 1):
+        if len(key) < _MIN_KEY_CHARACTERS or not key.isascii() or not key.isprintable() or " " in key:
+            raise StartError(
+                f"PATCHWORK_API_KEYS: key {number} is not usable: each needs at least {_MIN_KEY_CHARACTERS} printable "
+                "ASCII characters without blanks, and commas between them"
+            )
+    return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+class Gate:
+    """ASGI middleware, outermost.
+
+    Args:
+        keys: digests of the API keys; none are asked for if there are none. They guard `/v1/`, not health or the page.
+        admissions: by path, for the routes that do work.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Sequence[bytes],
+        admissions: Mapping[str, Admission],
+        timeout_s: float,
+        metrics: RequestMetrics,
+    ) -> None:
+        self._app, self._keys, self._admissions = app, keys, admissions
+        self._timeout_s, self._metrics = timeout_s, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        headers = Headers(scope=scope)
+        asked_id = headers.get("x-request-id", "")
+        request_id = asked_id if _SANE_ID.fullmatch(asked_id) else secrets.token_hex(8)
+        scope[problems.TICKET] = Ticket(request_id, began, began + self._timeout_s)
+        path = _path_of(scope)
+        admission = self._admissions.get(path) if scope["method"] == "POST" else None
+        status = 0
+
+        async def noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if path.startswith("/v1/"):
+                self._check_key(headers)
+            scope[problems.TICKET].deadline = began + self._timeout(headers)
+            if admission is not None:
+                admission.enter(scope[problems.TICKET].left_s)
+        except Problem as problem:
+            # The body is still on its way, and nobody will read it.
+            problem.headers = {**(problem.headers or {}), "Connection": "close"}
+            await problem.response(request_id)(scope, receive, noting_status)
+            self._note(path, admission, status, request_id, began)
+            return
+        if admission is not None:
+            self._metrics.in_hand(path, admission.in_hand)
+        try:
+            await self._app(scope, receive, noting_status)
+        except Exception:
+            status = 500  # sent by Starlette's own middleware, outside this one
+            raise
+        finally:
+            if admission is not None:
+                admission.leave(answered=status == 200)
+            self._note(path, admission, status, request_id, began)
+
+    def _check_key(self, headers: Headers) -> None:
+        if not self._keys:
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        presented = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = hashlib.sha256(presented.encode()).digest()
+        # All are compared, each in constant time: how long it takes says nothing of the keys.
+        if not sum(hmac.compare_digest(digest, key) for key in self._keys):
+            raise Problem(
+                problems.UNAUTHORIZED,
+                "Send a valid key, as `Authorization: Bearer KEY` or as `X-API-Key: KEY`.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _timeout(self, headers: Headers) -> float:
+        asked = headers.get(TIMEOUT_HEADER)
+        if asked is None:
+            return self._timeout_s
+        try:
+            seconds = float(asked)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            error = FieldError(field=TIMEOUT_HEADER, message="must be a number of seconds above 0")
+            raise Problem(problems.INVALID_FIELD, f"{error.field}: {error.message}", errors=[error])
+        return min(self._timeout_s, seconds - min(_AHEAD_S, _AHEAD_SHARE * seconds))
+
+    def _note(self, path: str, admission: Admission | None, status: int, request_id: str, began: float) -> None:
+        if admission is None:
+            return
+        seconds = time.perf_counter() - began
+        outcome = _outcome(status)
+        self._metrics.answered(path, outcome, seconds)
+        self._metrics.in_hand(path, admission.in_hand)
+        _LOG.info(
+            "%s %d %s in %.1f ms",
+            path,
+            status,
+            outcome,
+            1000 * seconds,
+            extra={"patchwork": {"request_id": request_id, "path": path, "status": status, "outcome": outcome}},
+        )
+
+
+def _path_of(scope: Scope) -> str:
+    """The path within the application, which may be mounted below another."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _outcome(status: int) -> str:
+    """`gone`: the client left, or the answer failed on its way."""
+    known = {0: "gone", 200: "answered", 503: "busy", 504: "late", 500: "failed"}
+    return known.get(status, "refused")

@@ -1,0 +1,120 @@
+"""The picture of a request, uploaded or linked, from bytes to pixels within the limits."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Annotated, BinaryIO, TypeVar
+
+import numpy as np
+from fastapi import File, UploadFile
+from pydantic import BaseModel, ConfigDict, Field
+
+from core import images
+from core.images import PictureError, PictureTooLargeError
+from serve import problems
+from serve.admission import PictureMemory
+from serve.fetch_url import FetchError, fetch
+from serve.gate import Ticket
+from serve.problems import Kind, Problem
+from serve.schemas import FieldError
+from serve.settings import Settings
+
+# Pictures that are decoded, and answers that are written, at the same time.
+_THREADS = 4
+_MIN_MEMORY = 2**30
+_FETCH_TIMEOUT_S = 5.0
+_FETCH_PROBLEMS = {
+    "forbidden": problems.FORBIDDEN_URL,
+    "too_large": problems.URL_TOO_LARGE,
+    "failed": problems.URL_FAILED,
+    "timeout": problems.URL_TIMED_OUT,
+}
+Result = TypeVar("Result")
+
+
+class PictureForm(BaseModel):
+    """The fields of every route that takes a picture."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: Annotated[UploadFile | None, File(description="The picture's file. This, or `image_url`.")] = None
+    image_url: Annotated[
+        str | None, Field(description="Where the picture is, by http or https. This, or `image`.", max_length=4096)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Picture:
+    """A decoded picture; the hash is of its file, the times in milliseconds."""
+
+    image: np.ndarray
+    sha256: str
+    fetch_ms: float | None
+    decode_ms: float
+
+
+class Pictures:
+    """Reads the pictures of requests; what takes the CPU happens in a few threads, beside the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures")
+        self._memory = PictureMemory(max(_MIN_MEMORY, _THREADS * 3 * settings.max_pixels))
+
+    async def read(self, form: PictureForm, ticket: Ticket, side: int | None = None) -> Picture:
+        """The form's picture; scaled to a square of this side, if one is given.
+
+        Raises:
+            Problem: there is not exactly one picture, its URL gives none, or it cannot be read.
+        """
+        given = [name for name in ("image", "image_url") if getattr(form, name)]
+        if len(given) != 1:
+            message = "exactly one of image and image_url is needed"
+            errors = [FieldError(field=name, message=message) for name in given or ("image", "image_url")]
+            raise Problem(problems.INVALID_FIELD, f"image, image_url: {message}", errors=errors)
+        if form.image is not None:
+            return await self.in_thread(self._decode, form.image.file, side, None)
+        started = time.perf_counter()
+        file = BytesIO(await self._fetch(form.image_url or "", ticket))
+        fetch_ms = 1000 * (time.perf_counter() - started)
+        return await self.in_thread(self._decode, file, side, fetch_ms)
+
+    async def in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Run what takes the CPU."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    def hold(self, picture: Picture) -> AbstractContextManager[None]:
+        """Account for the picture's memory while the block runs. Raises Problem if there is no room for it."""
+        return self._memory.hold(picture.image.nbytes)
+
+    def _decode(self, source: BinaryIO, side: int | None, fetch_ms: float | None) -> Picture:
+        started = time.perf_counter()
+        file = source.read()
+        try:
+            image = images.decode(file, max_pixels=self._settings.max_pixels)
+            if side is not None:
+                image = images.resize(image, side)
+        except PictureTooLargeError as error:
+            raise Problem(problems.PICTURE_TOO_LARGE, str(error)) from error
+        except PictureError as error:
+            raise Problem(problems.UNREADABLE_PICTURE, str(error)) from error
+        sha256 = hashlib.sha256(file).hexdigest()
+        return Picture(image=image, sha256=sha256, fetch_ms=fetch_ms, decode_ms=1000 * (time.perf_counter() - started))
+
+    async def _fetch(self, url: str, ticket: Ticket) -> bytes:
+        if not self._settings.allow_urls:
+            raise Problem(problems.FORBIDDEN_URL, "This service takes pictures as files only.")
+        try:
+            timeout_s = min(_FETCH_TIMEOUT_S, ticket.left_s)
+            return await fetch(url, max_bytes=self._settings.max_upload_bytes, timeout_s=timeout_s)
+        except FetchError as error:
+            if error.kind == "unsupported":
+                errors = [FieldError(field="image_url", message=str(error))]
+                raise Problem(problems.INVALID_FIELD, f"image_url: {error}", errors=errors) from error
+            kind: Kind = _FETCH_PROBLEMS[error.kind]
+            raise Problem(kind, str(error)) from error

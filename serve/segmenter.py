@@ -1,0 +1,147 @@
+"""The segmenter as Ray Serve deployments: both models in one replica, or each on its own behind one that leads."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from ray import serve
+
+from serve.batcher import Batcher, Call, Item
+from serve.feature_cache import FeatureCache
+from serve.metrics import CacheMetrics, StageMetrics
+from serve.models import Answered, DecodeCalls, GroundCalls, load_calibration, load_clipseg, load_sam2
+from serve.ports import LateError, SegmentAnswer, SegmentAsk
+from serve.settings import Settings
+from serve.work import CLIPSEG, SAM2, Pace, Work
+
+# A replica that has answered within this time need not prove itself by a call for nothing.
+_PROVED_FOR_S = 10.0
+# Smaller arrays travel within the message anyway.
+_WORTH_STORING = 100_000
+
+
+class _Replica:
+    """Models in this process, behind one `Batcher`."""
+
+    def __init__(self, settings: Settings, calls: dict[str, Any], num_cpus: int) -> None:
+        self._calls = calls
+        self._metrics = StageMetrics()
+        self._proved_at = 0.0
+        self._batcher = Batcher(
+            calls,
+            max_batch_size=settings.max_batch_size,
+            wait_s=settings.batch_wait_ms / 1000,
+            num_cpus=num_cpus,
+            watch=self._watch,
+            before=torch.set_num_threads,
+        )
+        self._run_once()
+
+    def _watch(self, stage: str, calls: Sequence[Call]) -> None:
+        self._metrics.called(stage, calls)
+        self._proved_at = time.monotonic()
+
+    def _run_once(self) -> None:
+        for call in self._calls.values():
+            call.run_once()
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        if time.monotonic() - self._proved_at > _PROVED_FOR_S:
+            await asyncio.to_thread(self._run_once)
+
+
+@serve.deployment()
+class Segmenter(_Replica):
+    """Both models in one replica: requests that are here at the same time share the calls of both.
+
+    Raises:
+        ValueError: a checkpoint cannot be loaded (any more).
+        RuntimeError: a model does not give finite numbers.
+    """
+
+    def __init__(self, settings: Settings, num_cpus: int) -> None:
+        torch.set_num_threads(num_cpus)
+        sam2, cache = load_sam2(settings), FeatureCache(settings.cache_bytes)
+        self._calibration, self._low_res_size = load_calibration(settings), sam2.low_res_size
+        self._pace = Pace()
+        self._cache_metrics = CacheMetrics(lambda: cache.nbytes)
+        calls = {CLIPSEG: GroundCalls(load_clipseg(settings), cache), SAM2: DecodeCalls(sam2, cache)}
+        super().__init__(settings, calls, num_cpus)
+
+    async def ready(self) -> None:
+        """That it answers at all means that the models have run."""
+
+    async def segment(self, ask: SegmentAsk) -> SegmentAnswer | LateError:
+        """The answer, or as a value, as raised it would come wrapped with a traceback, that it is too late for one."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[SegmentAnswer] = loop.create_future()
+        _InLanes(Work(ask, self._calibration, self._low_res_size, self._pace), self._batcher, loop, future).start()
+        try:
+            answer = await future
+        except LateError as error:
+            return error
+        self._cache_metrics.looked_up(answer.cached)
+        return answer
+
+
+class _InLanes:
+    """A `Work` advanced by the threads that call the models: what neighbours in a call ask next is asked together."""
+
+    def __init__(
+        self, work: Work, batcher: Batcher, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[SegmentAnswer]"
+    ) -> None:
+        self._work, self._batcher, self._loop, self._future = work, batcher, loop, future
+        self._answered: list[tuple[Answered, Call] | None] = []
+
+    def start(self) -> None:
+        self._step(self._work.start, can_wait=True)
+
+    def _step(self, step: Callable[..., None], *arguments: Any, can_wait: bool = False) -> None:
+        try:
+            step(*arguments)
+        except Exception as error:
+            self._fail(error)
+            return
+        if self._work.answer is not None:
+            self._end(self._future.set_result, self._work.answer)
+            return
+        assert self._work.asked is not None
+        self._answered = [None] * len(self._work.asked)
+        items = [
+            Item(
+                kind=self._work.kind,
+                payload=asked,
+                order=self._work.began,
+                done=functools.partial(self._hear, place),
+                is_wanted=self._is_wanted,
+                can_wait=can_wait,
+            )
+            for place, asked in enumerate(self._work.asked)
+        ]
+        self._batcher.put(items)
+
+    def _hear(self, place: int, answer: Any, call: Call) -> None:
+        if isinstance(answer, Exception):
+            self._fail(answer)
+            return
+        self._answered[place] = (answer, call)
+        done = [one for one in self._answered if one is not None]
+        if len(done) == len(self._answered) and not self._future.done():
+            self._step(self._work.resume, [one for one, _ in done], [call for _, call in done])
+
+    def _is_wanted(self) -> bool:
+        """Nobody waits any more for what is cancelled, and what is late is over."""
+        if self._work.is_late:
+            self._fail(LateError())
+            return False
+        return not self._future.done()
+
+    def _fail(self, error: Exception) -> None:
+        self._end(self._future.set_exception, error)
+
+    def _end(self, settle: Callable[[Any], None], outcome: object) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._future.done() or settle(outcome))
