@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from sweeps.flags import UsageError
 
 _NOISY_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.data")
 _SECONDS_TO_CONNECT = 10.0
+_SECONDS_TO_ANSWER = 30.0
+_NODES_ASKED = 16
 _PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 # Ray reads these when its processes start. Tune's own tables are replaced by `sweeps.progress`.
@@ -97,17 +100,56 @@ def check_fits(cpus: int, gpus: float) -> None:
     )
 
 
-def concurrent_trials(cpus: int, gpus: float) -> int:
-    """How many trials fit on the nodes that are there now; at least 1."""
-    import ray
+def check_sees(folder: Path) -> None:
+    """Refuse a results folder that only this machine has: trials elsewhere could keep nothing in it.
 
-    total = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            by_cpu = node["Resources"].get("CPU", 0) // cpus
-            by_gpu = node["Resources"].get("GPU", 0) // gpus if gpus else by_cpu
-            total += int(min(by_cpu, by_gpu))
-    return max(1, total)
+    Raises:
+        UsageError: a node that would run trials does not see the folder.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    others = [
+        node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU", 0)
+    ]
+    if not others:
+        return
+    looking = {
+        ray.remote(_is_folder)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote(str(folder)): node["NodeName"]
+        for node in others[:_NODES_ASKED]  # they are made alike
+    }
+    answered, _ = ray.wait(list(looking), num_returns=len(looking), timeout=_SECONDS_TO_ANSWER)
+    for answer in answered:
+        try:
+            sees = ray.get(answer)
+        except RayError:  # the node has gone since; trials on it would begin again elsewhere
+            continue
+        if not sees:
+            raise UsageError(
+                f"node {looking[answer]} of the cluster does not see {folder}; give a --storage that all nodes reach, "
+                "a shared folder or a URI such as s3://bucket/folder"
+            )
+
+
+def _is_folder(path: str) -> bool:
+    return Path(path).is_dir()
+
+
+def concurrent_trials(cpus: int, gpus: float) -> int:
+    """How many trials fit on the nodes that are there now, or that the autoscaler may add; at least 1."""
+    import ray
+    from ray._private.state import state
+
+    def fitting(resources: Mapping[str, float]) -> int:
+        by_cpu = resources.get("CPU", 0) // cpus
+        return int(min(by_cpu, resources.get("GPU", 0) // gpus) if gpus else by_cpu)
+
+    now = sum(fitting(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    return max(1, now, fitting(state.get_max_resources_from_cluster_config() or {}))
 
 
 def has_gpus() -> bool:

@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial
 
 from sweeps.progress import ProgressView
 from sweeps.results import TrialRecord
+from sweeps.storage import Patience, check_there
 from sweeps.trial import HISTORY_FILE, trial_name
 
 _SECONDS_BETWEEN_WRITES = 5.0
@@ -26,13 +27,14 @@ class Observer(tune.Callback):
 
     current: "Observer | None" = None
 
-    def __init__(self, view: ProgressView, on_records: Callable[[list[TrialRecord]], None], stage: str) -> None:
-        self._view, self._on_records, self._stage = view, on_records, stage
+    def __init__(self, view: ProgressView, on_records: Callable[[list[TrialRecord]], None], stage_folder: str) -> None:
+        self._view, self._on_records, self._stage_folder = view, on_records, stage_folder
         self._ended: dict[str, TrialRecord] = {}
         self._trials: list[Trial] = []
         # Tune calls a trial that Ctrl-C cut short finished too, but only after the last step.
         self._finished: set[str] | None = None
-        self._written_at = 0.0
+        self._tried_at = 0.0
+        self._patience = Patience()
         self._changed = False
         Observer.current = self
 
@@ -41,20 +43,27 @@ class Observer(tune.Callback):
 
     @property
     def records(self) -> list[TrialRecord]:
-        """All trials of the stage as they now stand."""
+        """All trials of the stage as they now stand.
+
+        Raises:
+            OSError: storage fails.
+        """
         return [self._record(trial) for trial in self._trials]
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._trials = trials
         self._finished = {trial.trial_id for trial in trials if trial.is_finished()}
         self._view.show(trials)
-        if self._changed and time.monotonic() - self._written_at > _SECONDS_BETWEEN_WRITES:
+        if self._changed and time.monotonic() - self._tried_at > _SECONDS_BETWEEN_WRITES:
             self._write()
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         self._changed = True
+        # A trial that gets on may lose its machine again and again; only failures without an epoch between them count.
+        if result.get("epoch", 0) > (trial.last_result or {}).get("epoch", 0):
+            trial.run_metadata.num_failures = 0
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._changed = True
@@ -69,14 +78,20 @@ class Observer(tune.Callback):
         self._write()
 
     def _write(self) -> None:
-        self._on_records(self.records)
-        self._written_at, self._changed = time.monotonic(), False
+        self._tried_at = time.monotonic()
+        try:
+            self._on_records(self.records)
+        except OSError as error:
+            self._patience.failed(error)  # the trials go on; the frames can wait
+        else:
+            self._patience.succeeded()
+            self._changed = False
 
     def _record(self, trial: Trial) -> TrialRecord:
         if trial.trial_id in self._ended:
             return self._ended[trial.trial_id]
         has_finished = trial.trial_id in (self._finished or ())
-        record = _record_of(trial, self._stage, has_finished)
+        record = _record_of(trial, self._stage_folder, has_finished)
         could_be_read = record.history or record.checkpoint is None
         if has_finished and could_be_read:
             self._ended[trial.trial_id] = record
@@ -89,15 +104,15 @@ def _current_observer() -> Observer:
     return Observer.current
 
 
-def _record_of(trial: Trial, stage: str, has_finished: bool) -> TrialRecord:
+def _record_of(trial: Trial, stage_folder: str, has_finished: bool) -> TrialRecord:
     checkpoint = trial.checkpoint
     history: list[dict[str, Any]] = []
     relative = None
     if checkpoint is not None:
-        history = _read_history(checkpoint)
+        history = _read_history(checkpoint, stage_folder)
         # Tune may have changed the folder's name to make it unique.
         folder = Path(checkpoint.path)
-        relative = f"{stage}/{folder.parent.name}/{folder.name}"
+        relative = f"{Path(stage_folder).name}/{folder.parent.name}/{folder.name}"
     error = trial.last_result.get("error") if trial.last_result else None
     if trial.status == Trial.ERROR:
         error = error or _last_line(trial.get_error())
@@ -118,12 +133,13 @@ def _record_of(trial: Trial, stage: str, has_finished: bool) -> TrialRecord:
     )
 
 
-def _read_history(checkpoint: tune.Checkpoint) -> list[dict[str, Any]]:
+def _read_history(checkpoint: tune.Checkpoint, stage_folder: str) -> list[dict[str, Any]]:
     filesystem: pyarrow.fs.FileSystem = checkpoint.filesystem
     try:
         with filesystem.open_input_stream(f"{checkpoint.path}/{HISTORY_FILE}") as stream:
             return json.loads(stream.read())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
+        check_there(stage_folder)
         return []
 
 

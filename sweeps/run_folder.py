@@ -18,7 +18,8 @@ from core.runtime import describe_machine, source_commit
 from sweeps.flags import Flags, UsageError, command_line
 from sweeps.question import Resolved, Sweep, with_defaults
 from sweeps.results import EPOCHS_FILE, SWEEP_FILE, TRIALS_FILE, write_frame, write_json
-from sweeps.trial import copy_checkpoint, upload
+from sweeps.storage import upload
+from sweeps.trial import copy_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,14 @@ class RunFolder:
     @property
     def storage(self) -> str:
         """Where Tune keeps the trials: this folder's absolute path, or its twin under a URI."""
-        if _is_uri(self.flags.storage):
+        if not self.keeps_trials_here:
             return f"{self.flags.storage.rstrip('/')}/{self.record['sweep']}/{self.path.name}"
         return str(self.path.resolve())
+
+    @property
+    def keeps_trials_here(self) -> bool:
+        """Whether the trials are kept in this folder, not under a URI."""
+        return not _is_uri(self.flags.storage)
 
     @property
     def best(self) -> Path:
@@ -87,7 +93,7 @@ class RunFolder:
 
     def publish(self) -> None:
         """Copy frames, reports, figures and winner beside the trials where those are kept under a URI."""
-        if _is_uri(self.flags.storage):
+        if not self.keeps_trials_here:
             upload(self.path, self.storage)
 
     def check_free_space(self, num_trials: int, num_params: int) -> None:
@@ -96,7 +102,7 @@ class RunFolder:
         Raises:
             UsageError: the disk is too full for the trials' checkpoints.
         """
-        if _is_uri(self.flags.storage):
+        if not self.keeps_trials_here:
             return
         # float32 weights, their average, AdamW's two moments and the served copy; two checkpoints a trial.
         needed = num_trials * num_params * 4 * 5 * 2

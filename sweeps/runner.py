@@ -1,7 +1,6 @@
 """Runs a sweep: the only place that builds a `Tuner`. Reads top-down from `run_and_exit`."""
 
 import dataclasses
-import errno
 import logging
 import os
 import sys
@@ -31,11 +30,13 @@ from sweeps.report import render
 from sweeps.results import TrialRecord, finalists, levels, load, to_frames
 from sweeps.run_folder import RunFolder
 from sweeps.space import Point
+from sweeps.storage import has_whole_snapshot, patiently, storage_failure
 from sweeps.study import StudyWriter, distributions, to_distribution
 from sweeps.teacher import with_teacher
-from sweeps.trial import TrialSettings, has_whole_snapshot, measure_test_accuracy, run_trial, trial_name
+from sweeps.trial import TrialSettings, measure_test_accuracy, run_trial, trial_name
 
-# How often a trial is tried again, from its last checkpoint, when its machine or process dies.
+# How often a trial is tried again, from its last checkpoint, when its machine or process dies; `Observer` counts anew
+# with every epoch that the trial gets on.
 MAX_MACHINE_FAILURES = 3
 SEARCH_STAGE, CONFIRM_STAGE = "trials", "confirm"
 
@@ -48,8 +49,8 @@ def run_and_exit(sweep: Sweep) -> None:
 def main(sweep: Sweep, flags: Flags) -> int:
     """Run the sweep; returns the exit code.
 
-    0: every trial ended well. 1: some trials failed, or the disk filled up; the rest is there. 2: it could not start.
-    130: interrupted; `--resume` goes on.
+    0: every trial ended well. 1: some trials failed, or storage did for too long; the rest is there. 2: it could not
+    start. 130: interrupted; `--resume` goes on.
     """
     folder: Path | None = None
     try:
@@ -69,21 +70,11 @@ def main(sweep: Sweep, flags: Flags) -> int:
         console.say_how_to_resume(sweep.name, folder, "interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:
-        if not _is_full_disk(error):
+        why = storage_failure(error)
+        if why is None:
             raise
-        console.say_how_to_resume(sweep.name, folder, "the disk is full")
+        console.say_how_to_resume(sweep.name, folder, why)
         return EXIT_TRIALS_FAILED
-
-
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk is at the root of an error, however Tune or a library has wrapped it."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error) or "disk is full" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class Runner:
@@ -105,6 +96,8 @@ class Runner:
         gpus = self.flags.gpus_per_trial
         self.gpus = gpus if gpus is not None else float(cluster.has_gpus())
         cluster.check_fits(self.flags.cpus_per_trial, self.gpus)
+        if run.keeps_trials_here:
+            cluster.check_sees(run.path.resolve())
 
     def execute(self) -> int:
         self.run.open(self.sweep, self.resolved, self.data)
@@ -118,15 +111,17 @@ class Runner:
 
         counts = Counter(record.status for record in records)
         if counts["unfinished"] or len(records) < self.resolved.num_trials:
-            self.run.write(trials, epochs, status="interrupted")
+            patiently(lambda: self.run.write(trials, epochs, status="interrupted"))
             raise KeyboardInterrupt
         chosen = finalists(trials, self.sweep.factor)
         self._measure_test_accuracy(trials, chosen, stored)
         if len(chosen):
             winner = levels(trials, self.sweep.factor)[0].value
             of_winner = trials.loc[chosen][trials.loc[chosen, f"config/{self.sweep.factor}"] == winner]
-            self.run.keep_best(of_winner.sort_values("val_accuracy", ascending=False).iloc[0].to_dict())
-        self.run.write(trials, epochs, status="completed with failures" if counts["failed"] else "completed")
+            best = of_winner.sort_values("val_accuracy", ascending=False).iloc[0].to_dict()
+            patiently(lambda: self.run.keep_best(best))
+        status = "completed with failures" if counts["failed"] else "completed"
+        patiently(lambda: self.run.write(trials, epochs, status))
         self._report()
         return EXIT_TRIALS_FAILED if counts["failed"] else EXIT_OK
 
@@ -160,13 +155,13 @@ class Runner:
             {"cpu": self.flags.cpus_per_trial, "gpu": self.gpus},
         )
         with ProgressView(console.OUT, total) as view:
-            observer = Observer(view, on_records, stage)
+            observer = Observer(view, on_records, location)
             if tune.Tuner.can_restore(location) and has_whole_snapshot(location):
                 tuner = tune.Tuner.restore(location, trainable, resume_errored=True)
             else:
                 tuner = self._new_tuner(stage, trainable, points, total, searching)
             tuner.fit()
-        return observer.records
+        return patiently(lambda: observer.records)
 
     def _new_tuner(self, stage: str, trainable: Any, points: list[Point], total: int, searching: bool) -> tune.Tuner:
         if searching:
@@ -191,7 +186,7 @@ class Runner:
                 search_alg=search_alg,
                 scheduler=self._scheduler() if stage == SEARCH_STAGE else None,
                 # Without a bound a searcher is asked for one trial at a time.
-                max_concurrent_trials=cluster.concurrent_trials(self.flags.cpus_per_trial, self.gpus)
+                max_concurrent_trials=min(total, cluster.concurrent_trials(self.flags.cpus_per_trial, self.gpus))
                 if searching
                 else None,
                 reuse_actors=True,

@@ -23,6 +23,7 @@ from core.models import MODEL_CONFIGS, WastefulModelWarning, model_config
 from core.runtime import resolve_device
 from core.train import EpochReport, ResumeError, train
 from core.train_config import TrainConfig
+from sweeps.storage import check_there, download, filesystem_of, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +137,12 @@ def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> Non
         with tempfile.TemporaryDirectory() as folder:
             epoch.save(Path(folder))
             (Path(folder) / HISTORY_FILE).write_text(json.dumps(epoch.history))
-            tune.report(epoch.metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+            patiently(lambda: _hand_over(epoch.metrics, folder))
         reported += 1
 
     with tempfile.TemporaryDirectory() as folder:
         result = None
-        for start in _saved_states(settings.folder, Path(folder)):
+        for start in patiently(lambda: _saved_states(settings.folder, Path(folder))):
             try:
                 result = train(config, data, report, resume_from=start)
                 break
@@ -153,52 +154,35 @@ def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> Non
         report(EpochReport(metrics=result.history[-1], history=result.history, save=result.save))
 
 
+def _hand_over(metrics: dict[str, Any], folder: str) -> None:
+    """Give an epoch's numbers and checkpoint to Tune, which copies the folder to storage before it returns.
+
+    Raises:
+        OSError: storage fails; nothing has been handed over.
+    """
+    try:
+        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+    except RuntimeError as error:  # so Tune says that the stage's folder is not there
+        raise OSError(str(error)) from error
+
+
 def measure_test_accuracy(checkpoint_folder: str, data: Dataset, num_threads: int) -> float:
     """Single-view accuracy of a trial's last checkpoint on the test split, in [0, 1]."""
     torch.set_num_threads(num_threads)
     with tempfile.TemporaryDirectory() as scratch:
-        _download(checkpoint_folder, Path(scratch))
+        patiently(lambda: download(checkpoint_folder, Path(scratch)))
         loaded = load(Path(scratch))
     model = loaded.model.to(resolve_device(loaded.training["device"]))
     scores = evaluate(model, data.test, loaded.mean, loaded.std, precision=loaded.training["precision"])
     return scores["accuracy"]
 
 
-def has_whole_snapshot(stage_folder: str) -> bool:
-    """Whether Tune's newest record of a stage can be read; it is not written at once, so a crash can tear it.
-
-    Tune itself would begin again without a word. A grid begun again by us finds its checkpoints by their names.
-    """
-    filesystem, root = _filesystem(stage_folder)
-    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
-    snapshots = sorted(entry.path for entry in entries if entry.base_name.startswith("experiment_state-"))
-    if not snapshots:
-        return False
-    with filesystem.open_input_stream(snapshots[-1]) as stream:
-        try:
-            return bool(json.loads(stream.read()))
-        except ValueError:
-            logger.warning("%s is torn; the stage begins again, from the checkpoints of its trials", snapshots[-1])
-            return False
-
-
 def copy_checkpoint(checkpoint_folder: str, target: Path, test_accuracy: float) -> None:
     """A trial's checkpoint as a folder fit for serving: without the training state, with its test accuracy."""
     with tempfile.TemporaryDirectory() as scratch:
-        _download(checkpoint_folder, Path(scratch))
+        download(checkpoint_folder, Path(scratch))
         loaded = load(Path(scratch))
     save(target, dataclasses.replace(loaded, metrics={**loaded.metrics, "test_accuracy": test_accuracy}))
-
-
-def upload(folder: Path, target: str) -> None:
-    """Copy a local folder to a path or URI."""
-    filesystem, root = _filesystem(target)
-    pyarrow.fs.copy_files(str(folder), root, source_filesystem=_LOCAL, destination_filesystem=filesystem)
-
-
-def _download(source: str, target: Path) -> None:
-    filesystem, root = _filesystem(source)
-    pyarrow.fs.copy_files(root, str(target), source_filesystem=filesystem, destination_filesystem=_LOCAL)
 
 
 def _saved_states(stage_folder: str, scratch: Path) -> list[Path]:
@@ -206,31 +190,28 @@ def _saved_states(stage_folder: str, scratch: Path) -> list[Path]:
 
     Storage itself is asked, not Tune's record of it: the record is written about once a second, so after a crash it can
     be older than the newest checkpoint, or lack the trial; and Tune's numbers then start again below those on disk.
+
+    Raises:
+        OSError: storage fails, which must not be taken for a trial that has nothing yet.
     """
     trial = Path(tune.get_context().get_trial_dir()).name
-    filesystem, root = _filesystem(stage_folder)
+    filesystem, root = filesystem_of(stage_folder)
+    check_there(stage_folder)
     selector = pyarrow.fs.FileSelector(f"{root}/{trial}", allow_not_found=True)
     found: list[tuple[int, Path]] = []
     for entry in filesystem.get_file_info(selector):
         if not entry.base_name.startswith("checkpoint_"):
             continue
         copy = scratch / entry.base_name
-        copy.mkdir()
+        copy.mkdir(exist_ok=True)
         try:
-            _download(f"{stage_folder}/{trial}/{entry.base_name}", copy)
+            download(f"{stage_folder}/{trial}/{entry.base_name}", copy)
             found.append((len(json.loads((copy / HISTORY_FILE).read_text())), copy))
         except (FileNotFoundError, ValueError) as error:  # half-written when the machine died
+            check_there(stage_folder)
             logger.warning("%s is not whole: %s", entry.path, error)
+    check_there(stage_folder)
     return [copy for _, copy in sorted(found, reverse=True)]
-
-
-_LOCAL = pyarrow.fs.LocalFileSystem()
-
-
-def _filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    if "://" in folder:
-        return pyarrow.fs.FileSystem.from_uri(folder)
-    return _LOCAL, str(Path(folder).absolute())
 
 
 def _describe(error: Exception) -> str:
