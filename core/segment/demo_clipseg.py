@@ -1,8 +1,10 @@
 """The small CLIPSeg of the `demo` preset: its shape, its tokenizer, and its training on generated scenes.
 
 CLIPSeg (Lueddecke & Ecker, 2022) stands on towers that already know things. Trained end to end from nothing it stalls,
-so here the vision tower has teachers of its own: on every patch, three linear heads name the shape, the colour and the
-size of what lies there. They are dropped when the weights are saved. The decoder and the text tower learn beside them.
+so here the towers have teachers of their own. On every patch, three linear heads name the shape, the colour and the size
+of what lies there; they are dropped when the weights are saved. And each prompt's embedding is held against every patch's,
+as CLIP (Radford et al., 2021) holds them against whole pictures: by the decoder alone the text tower does not learn to tell
+apart shapes that look alike. The decoder learns beside them.
 """
 
 import math
@@ -108,6 +110,7 @@ class ClipSegTraining(nn.Module):
                 config._attn_implementation = "half_precision"
         _initialise(self.model)
         self.heads = nn.ModuleList(nn.Linear(128, 1 + len(names)) for names in (SHAPES, COLOURS, SIZES))
+        self.word_bias = nn.Parameter(torch.tensor(-3.0))  # most patches are not what a prompt names
 
     def forward(
         self,
@@ -132,16 +135,21 @@ class ClipSegTraining(nn.Module):
             logits = model.decoder([_repeat(a, each) for a in activations], words).logits
             patches = activations[-1][:, 1:]
             named = [head(patches) for head in self.heads]
+            projected = model.clip.visual_projection(patches)
+            similar = (_repeat(projected, each) @ words[:, :, None])[..., 0] / math.sqrt(words.shape[1])
         parts = {}
         for name, answer, label in zip(("shape", "colour", "size"), named, labels, strict=True):
             parts[name] = F.cross_entropy(answer.float().transpose(1, 2), label.flatten(2))
+        named_shares = F.avg_pool2d(targets[:, None], PATCH_SIZE).flatten(1)
+        parts["words"] = F.binary_cross_entropy_with_logits(similar.float() + self.word_bias, named_shares)
         logits = logits.float()
         parts["pixel"] = F.binary_cross_entropy_with_logits(logits, targets)
         shares, wanted = logits.sigmoid().flatten(1), targets.flatten(1)
         present = (wanted.sum(1) > 0).float()
         dice = 1 - (2 * (shares * wanted).sum(1) + 1) / (shares.sum(1) + wanted.sum(1) + 1)
         parts["dice"] = (dice * present).sum() / present.sum().clamp(min=1)
-        loss = parts["shape"] + parts["colour"] + 0.3 * parts["size"] + 4 * parts["pixel"] + 0.5 * parts["dice"]
+        towers = parts["shape"] + parts["colour"] + 0.3 * parts["size"] + 4 * parts["words"]
+        loss = towers + 4 * parts["pixel"] + 0.5 * parts["dice"]
         return loss, {name: part.detach() for name, part in parts.items()}
 
     def save(self, folder: Path) -> None:

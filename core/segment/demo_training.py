@@ -64,6 +64,7 @@ def run(
     work: Path,
     output: Path,
     rates: tuple[float, float],
+    schedule: str,
 ) -> None:
     """Train `model`, whose call on a batch returns the loss and its parts; log, save and resume on the way."""
     optimizers = build_optimizers(model, *rates)
@@ -84,7 +85,7 @@ def run(
         while step < num_steps:
             batch = coming.result()
             coming = ahead.submit(batch_at, step + 1)
-            factor = schedule_factor("cosine", step, num_steps, warmup_fraction=0.03, cooldown_fraction=0)
+            factor = schedule_factor(schedule, step, num_steps, warmup_fraction=0.03, cooldown_fraction=0.3)
             loss, parts = model(**batch)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -139,11 +140,19 @@ def train_demo(
 
         def batch_at(step: int) -> dict[str, Tensor]:
             # The towers first: a prompt a picture is enough for them. Then more, for the decoder.
-            return clipseg_batches.at(step, batch_size or 32, 1 if step < 400 else 3)
+            return clipseg_batches.at(step, batch_size or 32, 1 if step < 400 else 2)
+
+        # Where the end lies matters only once the cool-down begins: a run can be ended early, or be made longer.
+        schedule = "trapezoid"
     else:
         trained, sam2_batches = Sam2Training(), Sam2Batches(images, maps, scenes)
 
         def batch_at(step: int) -> dict[str, Tensor]:
             return sam2_batches.at(step, batch_size or 16)
 
-    run(model, trained.train(), batch_at, trained.save, num_steps=steps, work=work, output=output, rates=rates)
+        schedule = "cosine"
+
+    trained.train()
+    run(
+        model, trained, batch_at, trained.save, num_steps=steps, work=work, output=output, rates=rates, schedule=schedule
+    )
