@@ -1,10 +1,10 @@
 """The small CLIPSeg of the `demo` preset: its shape, its tokenizer, and its training on generated scenes.
 
 CLIPSeg (Lueddecke & Ecker, 2022) stands on towers that already know things. Trained end to end from nothing it stalls,
-so here the towers have teachers of their own. On every patch, three linear heads name the shape, the colour and the size
-of what lies there; they are dropped when the weights are saved. And each prompt's embedding is held against every patch's,
-as CLIP (Radford et al., 2021) holds them against whole pictures: by the decoder alone the text tower does not learn to tell
-apart shapes that look alike. The decoder learns beside them.
+so here the towers have teachers of their own. On every patch, three linear heads name the shape, the colour and the
+size of what lies there; they are dropped when the weights are saved. And each prompt's embedding is held against every
+patch's, as CLIP (Radford et al., 2021) holds them against whole pictures: by the decoder alone the text tower does not
+learn to tell apart shapes that look alike. The decoder learns beside them.
 """
 
 import math

@@ -153,6 +153,5 @@ def train_demo(
         schedule = "cosine"
 
     trained.train()
-    run(
-        model, trained, batch_at, trained.save, num_steps=steps, work=work, output=output, rates=rates, schedule=schedule
-    )
+    settings = {"num_steps": steps, "work": work, "output": output, "rates": rates, "schedule": schedule}
+    run(model, trained, batch_at, trained.save, **settings)

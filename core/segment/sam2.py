@@ -16,7 +16,7 @@ from core.runtime import autocast, import_torchvision, resolve_device
 from core.segment.grounder import Image
 
 # Prompts that the decoder takes at a time: what bounds the memory of a call.
-DECODER_ROWS = 64
+DECODER_ROWS = 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LOGIT_LIMIT = 32.0
 
