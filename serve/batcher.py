@@ -38,7 +38,7 @@ class Item:
     kind: str
     payload: Any
     order: float
-    done: Callable[[Any, Call], None]
+    done: Callable[[Any, Call], object]
     is_wanted: Callable[[], bool] = lambda: True
     can_wait: bool = True
     since: float = field(default_factory=time.perf_counter)

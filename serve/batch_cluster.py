@@ -1,0 +1,118 @@
+"""Connecting a batch job to Ray: one started here, a cluster by address, or that of the job it was submitted in."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from serve.batch_flags import Flags, UsageError
+
+_NOISY_LOGGERS = ("ray", "ray.data")
+_SECONDS_TO_CONNECT = 10.0
+_PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# Blocks carry the numbers of shards and their counts, never pictures.
+_OBJECT_STORE_BYTES = 150_000_000
+# Ray reads these when its processes start. Its backend would write between our own lines; its log files are kept.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+
+def connect(address: str | None) -> None:
+    """Join the cluster at `address` (or `RAY_ADDRESS`, or of the job this runs in), or start Ray on this machine.
+
+    Elsewhere the workers receive the packages `core` and `serve` with the job; nothing is installed there by hand.
+
+    Raises:
+        UsageError: the cluster cannot be reached.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    address = address or os.environ.get("RAY_ADDRESS")
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        _start(ray.init, **quiet)
+    elif address and address != "local":
+        _check_reachable(address)
+        packages = [str(_PROJECT_ROOT / package) for package in ("core", "serve")]
+        _start(ray.init, address, runtime_env={"py_modules": packages}, **quiet)
+    else:
+        # Loopback only: whoever reaches Ray's ports can run code.
+        _start(
+            ray.init,
+            address="local",
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+            **quiet,
+        )
+    import ray.data
+
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def plan_workers(flags: Flags) -> tuple[int, float]:
+    """How many workers, and the GPUs of each: what was asked for, else all that the cluster has room for now.
+
+    Raises:
+        UsageError: a worker fits on no node, nor on one that the autoscaler can add.
+    """
+    import ray
+    from ray._private.state import state
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    growth = state.get_max_resources_from_cluster_config() or {}
+    largest = {kind: max([growth.get(kind, 0), *(node.get(kind, 0) for node in nodes)]) for kind in ("CPU", "GPU")}
+    cpus = flags.cpus_per_worker
+    gpus = float(largest["GPU"] > 0) if flags.gpus_per_worker is None else flags.gpus_per_worker
+    room = sum(
+        int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else node.get("CPU", 0) // cpus))
+        for node in nodes
+    )
+    if not room and not (growth.get("CPU", 0) >= cpus and growth.get("GPU", 0) >= gpus):
+        raise UsageError(
+            f"a worker asks for {cpus} CPUs and {gpus:g} GPUs, and no node of the cluster has them (the largest have "
+            f"{largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs); lower --cpus-per-worker or --gpus-per-worker"
+        )
+    return flags.num_workers or max(1, room), gpus
+
+
+def _start(init: Callable[..., Any], *words: Any, **settings: Any) -> None:
+    """Start or join Ray, without the line in which its backend tells the standard error that it will be quiet."""
+    kept = os.dup(2)
+    with contextlib.closing(os.fdopen(kept, "wb")), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            init(*words, **settings)
+        except Exception as error:  # Ray raises nothing narrower for a node that does not come up
+            raise UsageError(f"Ray cannot be started or joined: {error}") from error
+        finally:
+            os.dup2(kept, 2)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray would wait for minutes for a host that does not answer."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # `auto`, or a form that Ray judges itself
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        raise UsageError(f"the Ray cluster at {address} cannot be joined: {error}") from error
+
+
+def _python_path() -> str:
+    rest = os.environ.get("PYTHONPATH")
+    return f"{_PROJECT_ROOT}{os.pathsep}{rest}" if rest else str(_PROJECT_ROOT)

@@ -1,0 +1,272 @@
+"""What is to be read: folders, globs and parquet files as one sorted listing, cut into shards.
+
+The listing is a function of the input alone, and is never held in memory as a whole. A shard is what is written
+together; its size depends only on where it begins, so that a listing can be cut while it is read.
+"""
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from core.images import FORMATS
+from serve.batch_flags import UsageError
+from serve.batch_storage import is_local, resolve
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+_SMALLEST_SHARD, _LARGEST_SHARD, _SHARDS_OF_EQUAL_SIZE = 32, 1024, 1024
+_GLOB = set("*?[")
+
+
+class Item(NamedTuple):
+    """A picture to be read.
+
+    path: of its file, as bytes, relative to the input's root: names need not be text. row: in a parquet file, else -1.
+    size: of the file in bytes, -1 if there was none to be seen, as behind a dangling link.
+    """
+
+    path: bytes
+    row: int
+    size: int
+
+
+class _Entry(NamedTuple):
+    name: str
+    is_folder: bool
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """A place with pictures. `files`, where it is given, are what a glob or a single name stands for."""
+
+    url: str
+    fs: AbstractFileSystem
+    root: str
+    recursive: bool = True
+    image_column: str = "image"
+    id_column: str | None = None
+    files: tuple[_Entry, ...] | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def path(self, item: Item) -> str:
+        """Where the item's file is."""
+        return f"{self.root.rstrip('/')}/{os.fsdecode(item.path)}"
+
+    def groups(self) -> Iterator[list[Item]]:
+        """The items in order; those that are best read together (a parquet file's row group) in one list.
+
+        Raises:
+            UsageError: a folder or a parquet file cannot be read, lacks the column, or pictures and parquet are mixed.
+        """
+        self.left_out.clear()
+        first: _Entry | None = None
+        for entry in self._entries():
+            first = first or entry
+            if _is_parquet(entry.name) != _is_parquet(first.name):
+                raise UsageError(
+                    f"{self.url} holds both pictures and parquet files, such as {first.name} and {entry.name}; choose "
+                    "with a glob in quotes, such as '*.parquet'"
+                )
+            if _is_parquet(entry.name):
+                yield from self._row_groups(entry)
+            else:
+                yield [Item(os.fsencode(entry.name), -1, entry.size)]
+
+    def _entries(self) -> Iterator[_Entry]:
+        if self.files is not None:
+            yield from self.files
+            return
+        list_folder = _list_local if is_local(self.fs) else self._list_remote
+        yield from self._walk(list_folder, "", frozenset())
+
+    def _walk(
+        self, list_folder: Callable[[str], list[_Entry]], below: str, parents: frozenset[tuple[int, int]]
+    ) -> Iterator[_Entry]:
+        folder = f"{self.root.rstrip('/')}/{below}".rstrip("/") or "/"
+        try:
+            if is_local(self.fs):
+                status = Path(folder).stat()
+                if (status.st_dev, status.st_ino) in parents:
+                    return  # a link to a folder above it
+                parents |= {(status.st_dev, status.st_ino)}
+            entries = sorted(list_folder(folder))
+        except OSError as error:
+            raise UsageError(f"the folder {_printable(folder)} cannot be read: {error.strerror or error}") from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_folder:
+                if self.recursive:
+                    yield from self._walk(list_folder, f"{below}{entry.name}/", parents)
+            elif entry.name.lower().endswith(SUFFIXES) or _is_parquet(entry.name):
+                yield entry._replace(name=f"{below}{entry.name}")
+            else:
+                self.left_out[PurePosixPath(entry.name).suffix.lower() or "no suffix"] += 1
+
+    def _list_remote(self, folder: str) -> list[_Entry]:
+        return [entry for info in self.fs.ls(folder, detail=True) if (entry := _remote_entry(info, folder)).name]
+
+    def _row_groups(self, entry: _Entry) -> Iterator[list[Item]]:
+        item = Item(os.fsencode(entry.name), 0, entry.size)
+        name = _printable(entry.name)
+        try:
+            with self.fs.open(self.path(item), "rb") as file:
+                metadata = pq.ParquetFile(file).metadata
+                schema = metadata.schema.to_arrow_schema()
+                lengths = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        except (OSError, pa.ArrowException) as error:
+            raise UsageError(f"the parquet file {name} cannot be read: {error}") from error
+        for flag, column in (("image-column", self.image_column), ("id-column", self.id_column)):
+            if column is not None and column not in schema.names:
+                raise UsageError(
+                    f"the parquet file {name} has no column {column!r}; it has: {', '.join(schema.names)}. Name one "
+                    f"with --{flag}"
+                )
+        kind = schema.field(self.image_column).type
+        if not holds_bytes(kind):
+            raise UsageError(
+                f"the column {self.image_column!r} of {name} must hold bytes, or a struct with bytes and path, and "
+                f"holds {kind}"
+            )
+        row = 0
+        for length in lengths:
+            yield [item._replace(row=row + offset) for offset in range(length)]
+            row += length
+
+
+def find_input(url: str, *, recursive: bool = True, image_column: str = "image", id_column: str | None = None) -> Input:
+    """The folder, the file, or what the glob matches.
+
+    Raises:
+        UsageError: there is no such thing, or it cannot be looked at.
+    """
+    fs, path = resolve(url)
+
+    def found(root: str, files: tuple[_Entry, ...] | None) -> Input:
+        return Input(
+            url=url,
+            fs=fs,
+            root=root,
+            recursive=recursive,
+            image_column=image_column,
+            id_column=id_column,
+            files=files,
+        )
+
+    try:
+        kind = _kind(fs, path)
+        if kind == "directory":
+            return found(path, None)
+        if kind is not None:
+            root, _, name = path.rpartition("/")
+            return found(root or "/", (_Entry(name, False, int(fs.info(path)["size"])),))
+        if not _GLOB & set(path):
+            raise UsageError(f"there is no file or folder {url}")
+        root = _fixed_part(path)
+        if is_local(fs):
+            os.scandir(root or "/").close()  # or an unreadable folder would pass for an empty one
+        matches = fs.glob(path, detail=True)
+    except OSError as error:
+        raise UsageError(f"{url} cannot be read: {error.strerror or error}") from error
+    assert isinstance(matches, dict)
+    entries = sorted(_remote_entry(info, root) for info in matches.values() if info["type"] != "directory")
+    if not entries:
+        raise UsageError(f"nothing matches {url}")
+    return found(root or "/", tuple(entries))
+
+
+def cut(groups: Iterator[list[Item]], shard_size: int | None) -> Iterator[list[Item]]:
+    """Shards of the listing, in order.
+
+    Args:
+        shard_size: pictures in one; None for 32, growing with the place in the listing, so that a hundred million
+            pictures are some hundred thousand shards.
+    """
+    held: list[Item] = []
+    start = 0
+    for group in groups:
+        size = shard_size or min(max(start // _SHARDS_OF_EQUAL_SIZE, _SMALLEST_SHARD), _LARGEST_SHARD)
+        if held and len(held) + len(group) > size:
+            yield held
+            start += len(held)
+            held = []
+        held += group
+        if len(held) >= size:
+            parts = -(-len(held) // size)
+            for part in range(parts):
+                yield held[len(held) * part // parts : len(held) * (part + 1) // parts]
+            start += len(held)
+            held = []
+    if held:
+        yield held
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a parquet column of this type can be read as pictures."""
+    if pa.types.is_struct(kind):
+        return any(kind.field(index).name == "bytes" for index in range(kind.num_fields))
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def why_empty(source: Input) -> str:
+    """A sentence for an input without a single picture, after its listing was read."""
+    known = ", ".join(FORMATS)
+    if not source.left_out:
+        return f"{source.url} holds no pictures ({known}) and no rows of parquet"
+    others = ", ".join(f"{count:,} {suffix}" for suffix, count in source.left_out.most_common(3))
+    return f"{source.url} holds no pictures ({known}) and no parquet, but {source.left_out.total():,} others: {others}"
+
+
+def _list_local(folder: str) -> list[_Entry]:
+    entries = []
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir():
+                entries.append(_Entry(entry.name, True, 0))
+            elif entry.is_file():
+                entries.append(_Entry(entry.name, False, entry.stat().st_size))
+            elif entry.is_symlink():
+                entries.append(_Entry(entry.name, False, -1))
+            # What is left are pipes, sockets and devices: to open one could wait for ever.
+    return entries
+
+
+def _remote_entry(info: dict[str, object], root: str) -> _Entry:
+    name = str(info["name"]).removeprefix(root.rstrip("/")).strip("/")
+    size = info.get("size")
+    return _Entry(name, info["type"] == "directory", size if isinstance(size, int) else -1)
+
+
+def _kind(fs: AbstractFileSystem, path: str) -> str | None:
+    try:
+        kind = fs.info(path)["type"]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):
+            return None
+        raise
+    # fsspec calls a link `other` or `link`, whatever it leads to.
+    return "directory" if fs.isdir(path) else kind
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder that a glob's first wildcard is in."""
+    first = min(pattern.index(sign) for sign in _GLOB if sign in pattern)
+    return pattern[:first].rpartition("/")[0]
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith((".parquet", ".pq"))
+
+
+def _printable(path: str) -> str:
+    return os.fsencode(path).decode(errors="replace")

@@ -1,0 +1,134 @@
+"""Folders on this machine and behind URLs, and files in them that appear whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fsspec import AbstractFileSystem
+from fsspec.core import split_protocol, url_to_fs
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
+
+from serve.batch_flags import UsageError
+
+# Read by pyarrow itself, which is installed anyway; fsspec would need a package for each.
+_READ_BY_PYARROW = ("s3", "gs", "gcs")
+_FRESH = ".fresh-"
+
+
+def resolve(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system that a path or URL is on, and the path there; of a local one, the absolute path.
+
+    Raises:
+        UsageError: there is no such kind of URL, or it needs a package that is not installed.
+    """
+    protocol, _ = split_protocol(url)
+    if protocol in (None, "file"):
+        return LocalFileSystem(), str(Path(url.removeprefix("file://")).expanduser().absolute())
+    try:
+        if protocol in _READ_BY_PYARROW:
+            from pyarrow.fs import FileSystem
+
+            fs, path = FileSystem.from_uri(url)
+            return ArrowFSWrapper(fs), path
+        fs, path = url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError, OSError) as error:
+        raise UsageError(f"{url} cannot be opened: {error}") from error
+    return fs, path
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    """Whether the paths are those of this machine."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
+    """The whole file."""
+    data: Any = fs.cat_file(path)
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The output folder. Paths are relative to it; safe to use from many processes at once."""
+
+    fs: AbstractFileSystem
+    root: str
+
+    @classmethod
+    def at(cls, url: str) -> "Store":
+        return cls(*resolve(url))
+
+    def path(self, name: str) -> str:
+        return f"{self.root.rstrip('/')}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return self.fs.exists(self.path(name))
+
+    def names(self, folder: str = "") -> list[str]:
+        """What is in a folder, sorted, but for files that are being written; nothing if there is no such folder."""
+        try:
+            entries = self.fs.ls(self.path(folder).rstrip("/"), detail=False)
+        except FileNotFoundError:
+            return []
+        names = (str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
+        return sorted(name for name in names if name and not name.startswith(_FRESH))
+
+    def read(self, name: str) -> bytes:
+        """The file's content; raises FileNotFoundError if there is none."""
+        return read_bytes(self.fs, self.path(name))
+
+    def open(self, name: str) -> Any:
+        """The file for reading, with a `seek`."""
+        return self.fs.open(self.path(name), "rb")
+
+    def remove(self, name: str) -> None:
+        """The file or folder, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path(name), recursive=True)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file in its place, whole."""
+        with self.writing(name) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write to that takes its name when the block ends, and never if the block raises.
+
+        Behind a URL it is written here first: what is uploaded to an object store appears when the upload is complete.
+        """
+        target = self.path(name)
+        if not is_local(self.fs):
+            with tempfile.TemporaryFile() as file:
+                yield file  # type: ignore[misc]
+                file.seek(0)
+                self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+                remote: Any = self.fs.open(target, "wb")
+                with remote:
+                    while block := file.read(2**23):
+                        remote.write(block)
+            return
+        folder = Path(target).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / f"{_FRESH}{uuid.uuid4().hex}"
+        try:
+            with fresh.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(target)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def sweep(self, *folders: str) -> None:
+        """Remove what killed processes were writing."""
+        if is_local(self.fs):
+            for folder in folders:
+                for file in Path(self.path(folder)).glob(f"{_FRESH}*"):
+                    file.unlink(missing_ok=True)

@@ -1,0 +1,292 @@
+"""The worker of a batch job, an actor of Ray Data: shards in, files out, and what it did as a row."""
+
+import concurrent.futures
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from core.images import PictureError, decode
+from serve.batch_input import Input, Item
+from serve.batch_job import ERROR_SCHEMA, ERRORS, OVERLAYS, RESULTS, attempts_file, read_shard, write_part
+from serve.batch_models import Answers, Picture, Task
+from serve.batch_storage import Store, is_local, read_bytes
+
+# A file is read whole; what is larger is no picture of an allowed size in any of the formats.
+_MAX_FILE_BYTES = 2**29
+# Pictures go through the models by `batch_size`, or fewer if they are large: what bounds a worker's memory.
+_PIXELS_AT_ONCE = 64_000_000
+_READERS_OF_REMOTE_FILES = 8
+# Deaths of a shard's worker after which its pictures are taken one by one, to learn which of them is deadly.
+_DEATHS_BEFORE_CARE = 2
+_DONE_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int64()),
+        ("began", pa.float64()),
+        ("pictures", pa.int64()),
+        ("unusable", pa.int64()),
+        ("stopped", pa.string()),
+    ]
+)
+
+
+class JobStopped(Exception):
+    """The job cannot go on, and no picture is at fault; the message is a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """All that a worker must know. run: a name of this run of the job alone."""
+
+    task: Task
+    source: Input
+    store: Store
+    run: str
+    max_pixels: int
+    batch_size: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Unusable:
+    """Why a picture cannot be used. by_storage: it was there when the input was listed, and could not be fetched."""
+
+    image_id: int
+    name: str
+    error: str
+    by_storage: bool = False
+
+    def row(self) -> dict[str, Any]:
+        return {"image_id": self.image_id, "picture": self.name, "error": self.error}
+
+
+@dataclass(kw_only=True)
+class _Attempts:
+    """How often workers of this run died over a shard, and over which of its pictures, each with its deaths."""
+
+    begun: int = 0
+    doing: int | None = None
+    deaths: dict[str, int] = field(default_factory=dict)
+
+
+class ShardWorker:
+    """Loads the models once, then works through one shard a call."""
+
+    def __init__(self, work: Work) -> None:
+        torch.set_num_threads(work.threads)
+        self._work = work
+        self._model: Any = work.task.load()
+        num_readers = work.threads if is_local(work.source.fs) else _READERS_OF_REMOTE_FILES
+        self._readers = ThreadPoolExecutor(num_readers)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([self._try(shard) for shard in block["shard"].to_pylist()], _DONE_SCHEMA)
+
+    def _try(self, shard: int) -> dict[str, Any]:
+        """Raised here, a message would reach the driver within the traces of all processes between."""
+        began = time.time()
+        try:
+            return {"shard": shard, "began": began, **self._finish(shard)}
+        except JobStopped as stop:
+            return {"shard": shard, "began": began, "stopped": str(stop)}
+        except (OSError, pa.ArrowException) as error:  # of the output: the input's are caught where it is read
+            return {"shard": shard, "began": began, "stopped": f"the output cannot be written or read: {error}"}
+
+    def _finish(self, shard: int) -> dict[str, int]:
+        work = self._work
+        note = attempts_file(work.run, shard)
+        attempts = self._note_attempt(note)
+        items = read_shard(work.store, shard)
+        if attempts.begun > _DEATHS_BEFORE_CARE:
+            answers, unusable = self._carefully(items, attempts, note)
+        else:
+            answers, unusable = self._together(items)
+        if len(items) > 1 and all(one.by_storage for one in unusable) and len(unusable) == len(items):
+            raise JobStopped(
+                f"not one of {len(items)} pictures that were listed can be fetched now, beginning with "
+                f"{unusable[0].name}: {unusable[0].error}"
+            )
+        for name, data in answers.overlays.items():
+            work.store.write(f"{OVERLAYS}/part-{shard:06d}/{name}", data)
+        if unusable:
+            write_part(work.store, ERRORS, shard, [one.row() for one in unusable], ERROR_SCHEMA)
+        # Last: this file is what says that the shard is done.
+        write_part(work.store, RESULTS, shard, answers.rows, work.task.schema)
+        work.store.remove(note)
+        return {"pictures": len(items), "unusable": len(unusable)}
+
+    def _together(self, items: Sequence[tuple[int, Item]]) -> tuple[Answers, list[_Unusable]]:
+        answers, unusable, batch = Answers(), [], []
+        for picture in self._pictures(items):
+            if isinstance(picture, _Unusable):
+                unusable.append(picture)
+                continue
+            pixels = sum(one.image.size // 3 for one in (*batch, picture))
+            if batch and (len(batch) == self._work.batch_size or pixels > _PIXELS_AT_ONCE):
+                unusable += self._ask(batch, answers)
+                batch = []
+            batch.append(picture)
+        unusable += self._ask(batch, answers)
+        return answers, sorted(unusable, key=lambda one: one.image_id)
+
+    def _ask(self, batch: Sequence[Picture], answers: Answers) -> list[_Unusable]:
+        """Add the answers about a batch; one picture that the model fails on must not fail the others."""
+        if not batch:
+            return []
+        try:
+            fresh = self._work.task.answer(self._model, batch)
+        except (
+            RuntimeError,
+            ValueError,
+            MemoryError,
+        ) as error:  # PyTorch's own, out of memory among them, are RuntimeErrors
+            if len(batch) == 1:
+                kind = type(error).__name__
+                return [_Unusable(batch[0].image_id, batch[0].name, f"The model failed on it: {kind}: {error}")]
+            failed = [one for picture in batch for one in self._ask([picture], answers)]
+            if len(failed) == len(batch):
+                raise JobStopped(f"the model fails on every picture: {error}") from error
+            return failed
+        answers.rows += fresh.rows
+        answers.overlays |= fresh.overlays
+        return []
+
+    def _carefully(
+        self, items: Sequence[tuple[int, Item]], attempts: _Attempts, note: str
+    ) -> tuple[Answers, list[_Unusable]]:
+        """One picture at a time, each noted before it is touched; one over which a worker died twice is left out."""
+        answers, unusable = Answers(), []
+        for image_id, item in items:
+            deaths = attempts.deaths.get(str(image_id), 0)
+            if deaths > 1:
+                name = _name(self._work.source, item)
+                unusable.append(_Unusable(image_id, name, f"It ended the worker's process {deaths} times."))
+                continue
+            attempts.doing = image_id
+            self._save(note, attempts)
+            some, failed = self._together([(image_id, item)])
+            answers.rows += some.rows
+            answers.overlays |= some.overlays
+            unusable += failed
+        return answers, unusable
+
+    def _note_attempt(self, note: str) -> _Attempts:
+        try:
+            attempts = _Attempts(**json.loads(self._work.store.read(note)))
+        except FileNotFoundError:
+            attempts = _Attempts()
+        if attempts.doing is not None:
+            doing = str(attempts.doing)
+            attempts.deaths[doing] = attempts.deaths.get(doing, 0) + 1
+            attempts.doing = None
+        attempts.begun += 1
+        self._save(note, attempts)
+        return attempts
+
+    def _save(self, note: str, attempts: _Attempts) -> None:
+        self._work.store.write(note, json.dumps(vars(attempts)).encode())
+
+    def _pictures(self, items: Sequence[tuple[int, Item]]) -> Iterator[Picture | _Unusable]:
+        """The pictures in order, read and decoded ahead of their use, but no more than a batch of them."""
+        ahead: deque[Future[Picture | _Unusable]] = deque()
+        for read in self._reads(items):
+            ahead.append(self._readers.submit(read))
+            if len(ahead) >= self._work.batch_size:
+                yield ahead.popleft().result()
+        while ahead:
+            done = ahead.popleft()
+            concurrent.futures.wait([done])
+            yield done.result()
+
+    def _reads(self, items: Sequence[tuple[int, Item]]) -> Iterator[Callable[[], Picture | _Unusable]]:
+        start = 0
+        while start < len(items):
+            _, first = items[start]
+            if first.row < 0:
+                yield lambda one=items[start]: self._read_file(*one)
+                start += 1
+                continue
+            end = start
+            while end < len(items) and items[end][1].path == first.path:
+                end += 1
+            yield from self._read_rows(items[start:end])
+            start = end
+
+    def _read_file(self, image_id: int, item: Item) -> Picture | _Unusable:
+        source = self._work.source
+        name = _name(source, item)
+        if item.size > _MAX_FILE_BYTES:
+            return _Unusable(image_id, name, f"The file has {item.size:,} bytes; at most {_MAX_FILE_BYTES:,} are read.")
+        try:
+            data = read_bytes(source.fs, source.path(item))
+        except (PermissionError, IsADirectoryError) as error:
+            return _Unusable(image_id, name, f"The file cannot be read: {error.strerror or error}.")
+        except OSError as error:
+            seen = item.size >= 0
+            return _Unusable(image_id, name, f"The file cannot be read: {error.strerror or error}.", by_storage=seen)
+        return self._decode(image_id, name, data)
+
+    def _read_rows(self, items: Sequence[tuple[int, Item]]) -> Iterator[Callable[[], Picture | _Unusable]]:
+        """Rows of one parquet file that follow one another."""
+        source = self._work.source
+        done = 0
+        try:
+            for (image_id, item), (data, name) in zip(items, _cells(source, items[0][1], len(items)), strict=True):
+                name = _name(source, item) if name is None else name
+                done += 1
+                if data is None:
+                    missing = _Unusable(image_id, name, "The row holds no bytes of a picture.")
+                    yield lambda one=missing: one
+                else:
+                    yield lambda one=(image_id, name, data): self._decode(*one)
+        except (OSError, pa.ArrowException) as error:
+            for image_id, item in items[done:]:
+                broken = _Unusable(image_id, _name(source, item), f"The parquet file cannot be read here: {error}.")
+                yield lambda one=broken: one
+
+    def _decode(self, image_id: int, name: str, data: bytes) -> Picture | _Unusable:
+        try:
+            return Picture(image_id=image_id, name=name, image=decode(data, max_pixels=self._work.max_pixels))
+        except PictureError as error:
+            return _Unusable(image_id, name, str(error))
+        except MemoryError:
+            return _Unusable(image_id, name, "There is not enough memory to decode it.")
+
+
+def _cells(source: Input, first: Item, count: int) -> Iterator[tuple[bytes | None, str | None]]:
+    """Bytes and names of a parquet file's rows, page by page; a name that the file does not give is None."""
+    wanted = [source.image_column, *([source.id_column] if source.id_column else [])]
+    with source.fs.open(source.path(first), "rb") as opened:
+        file = pq.ParquetFile(opened)
+        group = skip = 0
+        skip = first.row
+        while skip >= file.metadata.row_group(group).num_rows:
+            skip -= file.metadata.row_group(group).num_rows
+            group += 1
+        groups = list(range(group, file.metadata.num_row_groups))
+        for batch in file.iter_batches(batch_size=16, row_groups=groups, columns=wanted):
+            part = batch.slice(skip, count)
+            skip = max(0, skip - batch.num_rows)
+            count -= part.num_rows
+            cells = part.column(source.image_column).to_pylist()
+            ids = part.column(source.id_column).to_pylist() if source.id_column else [None] * len(cells)
+            for cell, given in zip(cells, ids, strict=True):
+                path = None
+                if isinstance(cell, dict):
+                    cell, path = cell["bytes"], cell.get("path")
+                yield cell, path if given is None else str(given)
+            if not count:
+                return
+
+
+def _name(source: Input, item: Item) -> str:
+    """What results call the picture: its path within the input, for a row of parquet with its number."""
+    text = item.path.decode(errors="replace")
+    return text if item.row < 0 else f"{text}#{item.row}"
