@@ -18,7 +18,7 @@ from core.runtime import autocast, import_torchvision, resolve_device
 from core.segment.grounder import Image
 
 # Rows of (picture, prompt) that the decoder takes at a time: what bounds the memory of a call.
-DECODER_ROWS = 32
+DECODER_ROWS = 64
 CACHED_TEXTS = 4096
 
 

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from core.runtime import autocast, import_torchvision, resolve_device
 from core.segment.grounder import Image
 
-# Prompts that the decoder takes at a time: what bounds the memory of a call.
-DECODER_ROWS = 16
+# Prompts that the decoder takes at a time, and bytes of features that it is given for them: what bounds the memory of
+# a call, which is several times these bytes.
+DECODER_ROWS = 64
+DECODER_BYTES = 256 * 2**20
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LOGIT_LIMIT = 32.0
 
@@ -136,9 +138,11 @@ class Sam2:
         for row, prompt in enumerate(prompts):
             groups.setdefault((len(clicks[row][1]), prompt.mask_logits is not None), []).append(row)
         answers: list[MaskCandidates | None] = [None] * len(prompts)
+        largest = max((feature.nbytes for feature in features), default=1)
+        at_once = max(1, min(DECODER_ROWS, DECODER_BYTES // largest))
         for (_, has_mask), rows in groups.items():
-            for start in range(0, len(rows), DECODER_ROWS):
-                part = rows[start : start + DECODER_ROWS]
+            for start in range(0, len(rows), at_once):
+                part = rows[start : start + at_once]
                 masks = None
                 if has_mask:
                     coarse = np.stack([prompts[row].mask_logits for row in part])  # type: ignore[misc]
