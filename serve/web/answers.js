@@ -76,7 +76,7 @@ function thresholdRow(prompt, act) {
     value: String(automatic),
     input: () => act.preview(prompt, Number(slider.value)),
   });
-  const shown = element("output", { for: id });
+  const shown = element("span", { class: "value", "aria-hidden": "true" }); // the slider says it
   const back = element("button", { type: "button", class: "quiet", click: () => act.preview(prompt, null) });
   const refine = element("button", { type: "button", class: "quiet", click: () => act.refine(prompt) }, "Outline again with it");
   const note = element("p", { class: "note" });
@@ -89,7 +89,7 @@ function thresholdRow(prompt, act) {
     const value = moved ? prompt.threshold : automatic;
     slider.value = String(value);
     slider.setAttribute("aria-valuetext", `${value.toFixed(2)}${moved ? ", preview" : ", as answered"}`);
-    shown.value = value.toFixed(2);
+    shown.textContent = value.toFixed(2);
     actions.hidden = !moved;
     note.hidden = !moved;
     note.textContent = moved ? `Preview: the heatmap alone covers ${percent(prompt.covered)} of the picture at this threshold.` : "";

@@ -5,7 +5,7 @@ import { card } from "./answers.js";
 import { bars } from "./classify.js";
 import { byId, count, element } from "./dom.js";
 import { answerFile, labelFile, maskFile, overlayFile, save } from "./downloads.js";
-import { drawAbove, drawHeat, readHeatmap, stretch } from "./heatmap.js";
+import { drawAbove, readHeatmap, stretch } from "./heatmap.js";
 import { describe } from "./loaded.js";
 import { drawMask } from "./marks.js";
 import { Prompts, UNANSWERED } from "./prompts.js";
@@ -78,8 +78,7 @@ async function ask(asked, options, signal) {
         return { prompt, instance, mask, canvas: drawMask(mask, prompt.colour, { width, height }) };
       });
       const shares = result.heatmap ? stretch(await readHeatmap(result.heatmap), { width, height }) : null;
-      const heat = shares && drawHeat(shares, result.threshold);
-      return { ...UNANSWERED, result, asked: options.threshold ?? null, marks: marks.filter((mark) => mark.canvas), shares, heat };
+      return { ...UNANSWERED, result, asked: options.threshold ?? null, marks: marks.filter((mark) => mark.canvas), shares };
     }),
   );
   signal.throwIfAborted();
@@ -107,7 +106,7 @@ function showAnswers() {
   const act = { point: (mark) => stage.pointAt(mark), preview, refine, save: saveMask };
   byId("answers").replaceChildren(...answered.map((prompt) => card(prompt, act)));
   byId("downloads").hidden = !answered.length;
-  byId("views").hidden = !answered.some((prompt) => prompt.heat);
+  byId("views").hidden = !answered.some((prompt) => prompt.shares);
   if (!answered.includes(look.heatOf)) look.heatOf = answered[0] ?? null;
   byId("heat-of").replaceChildren(...answered.map((prompt) => element("option", { selected: prompt === look.heatOf }, prompt.text)));
   const name = page.picture ? `The picture ${page.picture.name}` : "No picture yet";
@@ -117,11 +116,8 @@ function showAnswers() {
 
 /** Show what the heatmap alone gives at a threshold; null for the answer again. */
 function preview(prompt, threshold) {
-  const { shares } = prompt.shares;
-  prompt.threshold = threshold;
-  prompt.preview = threshold === null ? null : drawAbove(prompt.shares, threshold, prompt.colour);
-  prompt.covered = shares.filter((share) => share >= threshold).length / shares.length;
-  prompt.heat = drawHeat(prompt.shares, threshold ?? prompt.result.threshold);
+  const drawn = threshold === null ? { preview: null } : drawAbove(prompt.shares, threshold, prompt.colour);
+  Object.assign(prompt, { threshold, heat: null, ...drawn });
   prompt.showThreshold();
   if (threshold === null) byId(`threshold-${prompt.place}`).focus(); // the button that was pressed is gone
   stage.redraw();

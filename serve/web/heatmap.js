@@ -1,9 +1,12 @@
 // A heatmap of the answer: read, brought to the picture's proportions, cut at a threshold, and coloured.
 
+import { depths } from "./marks.js";
 import { heatColours } from "./palette.js";
 
 // The longer side of what is drawn, in pixels; the heatmap itself is coarser.
 const SIDE = 640;
+const LINE = 2;
+const WHITE = [255, 255, 255];
 
 /** The values of `{data}`, a grey PNG in base64: `{rows, columns, values}`, 255 for a probability of 1. */
 export async function readHeatmap({ data }) {
@@ -55,44 +58,46 @@ export function shareAt({ width, height, shares }, x, y) {
   return shares[row * width + column];
 }
 
-/** What lies at or above the threshold, hatched and outlined: a preview must not be taken for an outline by SAM 2. */
+/**
+ * What lies at or above the threshold, hatched and outlined, so that it is not taken for an outline by SAM 2; and the
+ * share of the picture that it covers.
+ */
 export function drawAbove({ width, height, shares }, threshold, [red, green, blue]) {
-  return drawPixels(width, height, (pixel, x, y) => {
-    if (shares[pixel] < threshold) return null;
-    if (isEdge(shares, width, height, x, y, threshold)) return [red, green, blue, 255];
-    return [red, green, blue, (x + y) % 10 < 5 ? 165 : 80];
-  });
+  const bits = cut(shares, threshold);
+  const depth = depths(bits, width, height);
+  const image = new ImageData(width, height);
+  let covered = 0;
+  for (let pixel = 0, at = 0; pixel < bits.length; pixel++, at += 4) {
+    if (!bits[pixel]) continue;
+    covered++;
+    const isHatched = ((pixel % width) + Math.floor(pixel / width)) % 10 < 5;
+    image.data[at] = red;
+    image.data[at + 1] = green;
+    image.data[at + 2] = blue;
+    image.data[at + 3] = depth[pixel] <= LINE ? 255 : isHatched ? 165 : 80;
+  }
+  return { preview: canvasOf(image), covered: covered / bits.length };
 }
 
-/** The heatmap in colours, and where it crosses the threshold. */
+/** The heatmap in colours, and a white line where it crosses the threshold. */
 export function drawHeat({ width, height, shares }, threshold) {
   const colours = heatColours();
-  return drawPixels(width, height, (pixel, x, y) => {
-    const isLine = shares[pixel] >= threshold && isEdge(shares, width, height, x, y, threshold);
-    return isLine ? [255, 255, 255, 255] : [...colours[Math.round(shares[pixel] * 255)], 166];
-  });
-}
-
-function isEdge(shares, width, height, x, y, threshold) {
-  for (let dy = -2; dy <= 2; dy++) {
-    for (let dx = -2; dx <= 2; dx++) {
-      const [column, row] = [x + dx, y + dy];
-      if (dx * dx + dy * dy > 4 || column < 0 || row < 0 || column >= width || row >= height) continue;
-      if (shares[row * width + column] < threshold) return true;
-    }
-  }
-  return false;
-}
-
-function drawPixels(width, height, colourAt) {
-  const canvas = new OffscreenCanvas(width, height);
+  const depth = depths(cut(shares, threshold), width, height);
   const image = new ImageData(width, height);
-  for (let y = 0, pixel = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, pixel++) {
-      const colour = colourAt(pixel, x, y);
-      if (colour) image.data.set(colour, 4 * pixel);
-    }
+  for (let pixel = 0, at = 0; pixel < shares.length; pixel++, at += 4) {
+    const isLine = depth[pixel] > 0 && depth[pixel] <= LINE;
+    image.data.set(isLine ? WHITE : colours[Math.round(shares[pixel] * 255)], at);
+    image.data[at + 3] = isLine ? 255 : 166;
   }
+  return canvasOf(image);
+}
+
+function cut(shares, threshold) {
+  return Uint8Array.from(shares, (share) => (share >= threshold ? 1 : 0));
+}
+
+function canvasOf(image) {
+  const canvas = new OffscreenCanvas(image.width, image.height);
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas;
 }

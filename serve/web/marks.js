@@ -22,8 +22,8 @@ function strokeOf({ width, height }) {
   return Math.max(1, Math.round(Math.min(width, height) / 200));
 }
 
-/** For each pixel of the mask, the steps to the nearest one outside it or beyond the box. */
-function depths(bits, width, height) {
+/** For each pixel of a mask, the steps to the nearest one outside it or beyond the box; 0 outside. */
+export function depths(bits, width, height) {
   const depth = new Uint16Array(bits.length);
   const at = (row, column) => (row < 0 || column < 0 || row >= height || column >= width ? 0 : depth[row * width + column]);
   for (let row = 0, pixel = 0; row < height; row++) {

@@ -5,11 +5,12 @@ import { colourOf, css } from "./palette.js";
 
 /**
  * What a prompt knows of its answer. `result`: as the service gave it, when asked with the threshold `asked`, null for
- * an automatic one. `marks`: its objects. `shares`: its heatmap in the picture's proportions, and `heat` drawn.
- * `threshold`: null while the answer is shown, a number while `preview` is shown instead.
+ * an automatic one. `marks`: its objects. `shares`: its heatmap in the picture's proportions; `heat`: that in colours,
+ * once it is needed. `threshold`: null while the answer is shown, a number while `preview`, which covers the share
+ * `covered` of the picture, is shown instead.
  */
 export const UNANSWERED = Object.freeze({
-  result: null, asked: null, marks: [], shares: null, heat: null, threshold: null, preview: null,
+  result: null, asked: null, marks: [], shares: null, heat: null, threshold: null, preview: null, covered: 0,
 });
 
 /** A prompt. `place` chooses its colour, and stays its own while others come and go. */

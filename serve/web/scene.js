@@ -1,5 +1,6 @@
 // What is drawn over the picture, on the screen and into the overlay's file alike.
 
+import { drawHeat } from "./heatmap.js";
 import { covers } from "./rle.js";
 
 /**
@@ -12,7 +13,10 @@ export function drawAnswers(context, picture, prompts, { view, heatOf, pointedAt
   const { width, height } = context.canvas;
   if (isBare) return;
   context.imageSmoothingEnabled = true;
-  if (view === "heat" && heatOf?.heat) context.drawImage(heatOf.heat, 0, 0, width, height);
+  if (view === "heat" && heatOf?.shares) {
+    heatOf.heat ??= drawHeat(heatOf.shares, heatOf.threshold ?? heatOf.result.threshold);
+    context.drawImage(heatOf.heat, 0, 0, width, height);
+  }
   if (view !== "masks") return;
   const scale = width / picture.width;
   for (const prompt of prompts) {
