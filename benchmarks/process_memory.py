@@ -39,8 +39,8 @@ def usage_of(pid: int) -> Usage:
     )
 
 
-def family() -> dict[int, str]:
-    """This process and all its descendants, with their command lines."""
+def family(root: int | None = None) -> dict[int, str]:
+    """A process, this one by default, and all its descendants, with their command lines."""
     parents, commands = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):
@@ -48,7 +48,7 @@ def family() -> dict[int, str]:
             after_name = (folder / "stat").read_text().rpartition(")")[2].split()
             parents[int(folder.name)] = int(after_name[1])
             commands[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ").strip()
-    found = {os.getpid()}
+    found = {os.getpid() if root is None else root}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return {pid: commands.get(pid, "") for pid in found}

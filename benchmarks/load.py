@@ -1,0 +1,208 @@
+"""Load from a process of its own: requests prepared beforehand, sent in a closed loop or at a fixed rate.
+
+A closed loop has so many requests on their way at any time, and shows what a service can do; at a fixed rate requests
+come however slow the answers are, as they do from strangers.
+"""
+
+import asyncio
+import itertools
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+
+# In the place of a status, where the connection broke.
+BROKEN = 0
+_TIMEOUT_S = 120.0
+# After a refusal, as a client would: or those that are refused at once would outnumber all others.
+_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Body:
+    """A request's body, ready to be sent."""
+
+    content: bytes
+    content_type: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """One request: seconds from the start of the load until it was sent, and until its answer was there."""
+
+    began: float
+    ended: float
+    status: int
+    has_retry_after: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What was sent, from `started` on, by the wall clock.
+
+    cpu_share: of one core, used by the process that sent it; when it is high, the load measures itself.
+    """
+
+    sent: list[Sent]
+    started: float
+    cpu_share: float
+
+
+def percentile(values: Sequence[float], share: int) -> float:
+    """The value below which `share` per cent of them lie."""
+    return values[0] if len(values) == 1 else statistics.quantiles(values, n=100, method="inclusive")[share - 1]
+
+
+def closed_loop(url: str, bodies: Sequence[Body], concurrency: int) -> Load:
+    """Send all bodies, `concurrency` at a time."""
+    return _in_a_process("closed", url, bodies, concurrency=concurrency)
+
+
+def timed_loop(url: str, bodies: Sequence[Body], concurrency: int, seconds: float) -> Load:
+    """A closed loop for so long, the bodies over and over."""
+    return _in_a_process("timed", url, bodies, concurrency=concurrency, seconds=seconds)
+
+
+def open_loop(url: str, bodies: Sequence[Body], rate: float, seconds: float) -> Load:
+    """Send `rate` requests a second at random moments (Poisson), the bodies over and over."""
+    return _in_a_process("open", url, bodies, rate=rate, seconds=seconds)
+
+
+def steady(load: Load, concurrency: int) -> tuple[float, list[float]]:
+    """Answers a second, and the seconds that each took, of the time in which a closed loop was full.
+
+    Raises:
+        RuntimeError: a request was not answered with 200.
+        ValueError: the loop was hardly ever full.
+    """
+    if wrong := [one for one in load.sent if one.status != httpx.codes.OK]:
+        raise RuntimeError(f"{len(wrong)} of {len(load.sent)} requests failed, the first with {wrong[0].status}")
+    full = sorted(one.ended for one in load.sent)[concurrency - 1]
+    over = max(one.began for one in load.sent)
+    inside = [one.seconds for one in load.sent if full < one.ended <= over]
+    if len(inside) < len(load.sent) / 4:
+        raise ValueError(f"{len(load.sent)} requests are too few for {concurrency} at a time")
+    return len(inside) / (over - full), inside
+
+
+def _in_a_process(loop: str, url: str, bodies: Sequence[Body], **arguments: float) -> Load:
+    # This module run by itself, which imports little: the load must not take the machine that it measures.
+    order = {
+        "loop": loop,
+        "url": url,
+        "arguments": arguments,
+        "content_type": bodies[0].content_type,
+        "sizes": [len(body.content) for body in bodies],
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.load"],
+        cwd=Path(__file__).resolve().parent.parent,
+        input=b"".join([json.dumps(order).encode(), b"\n", *(body.content for body in bodies)]),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    load = json.loads(run.stdout)
+    return Load(**{**load, "sent": [Sent(**one) for one in load["sent"]]})
+
+
+def main() -> None:
+    """Read an order and the bodies, send them, write what became of them."""
+    order = json.loads(sys.stdin.buffer.readline())
+    bodies = [Body(content=sys.stdin.buffer.read(size), content_type=order["content_type"]) for size in order["sizes"]]
+    send = {"closed": _closed_loop, "timed": _timed_loop, "open": _open_loop}[order["loop"]]
+    json.dump(asdict(asyncio.run(send(order["url"], bodies, **order["arguments"]))), sys.stdout)
+
+
+async def _closed_loop(url: str, bodies: Sequence[Body], concurrency: int) -> Load:
+    left = iter(bodies)
+    return await _loop(url, concurrency, lambda _: next(left, None))
+
+
+async def _timed_loop(url: str, bodies: Sequence[Body], concurrency: int, seconds: float) -> Load:
+    endless = itertools.cycle(bodies)
+    return await _loop(url, concurrency, lambda now: next(endless) if now < seconds else None)
+
+
+async def _loop(url: str, concurrency: int, next_body: Callable[[float], Body | None]) -> Load:
+    sent: list[Sent] = []
+
+    async def worker(sender: "_Sender") -> None:
+        while body := next_body(sender.now()):
+            one = await sender.send(body)
+            sent.append(one)
+            if one.status != httpx.codes.OK:
+                await asyncio.sleep(_PAUSE_S)
+
+    async def workers(sender: "_Sender") -> None:
+        await asyncio.gather(*(worker(sender) for _ in range(concurrency)))
+
+    return await _measured(url, concurrency, sent, workers)
+
+
+async def _open_loop(url: str, bodies: Sequence[Body], rate: float, seconds: float) -> Load:
+    sent: list[Sent] = []
+    rng = random.Random(0)
+
+    async def one(sender: "_Sender", body: Body) -> None:
+        sent.append(await sender.send(body))
+
+    async def arrivals(sender: "_Sender") -> None:
+        on_their_way: list[asyncio.Task[None]] = []
+        due = rng.expovariate(rate)
+        while due < seconds:
+            await asyncio.sleep(max(0.0, due - sender.now()))
+            body = bodies[len(on_their_way) % len(bodies)]
+            on_their_way.append(asyncio.create_task(one(sender, body)))
+            due += rng.expovariate(rate)
+        await asyncio.gather(*on_their_way)
+
+    return await _measured(url, None, sent, arrivals)
+
+
+async def _measured(
+    url: str, connections: int | None, sent: list[Sent], work: Callable[["_Sender"], Awaitable[None]]
+) -> Load:
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    async with httpx.AsyncClient(timeout=_TIMEOUT_S, limits=limits, trust_env=False) as client:
+        by_the_wall, cpu, started = time.time(), time.process_time(), time.perf_counter()
+        await work(_Sender(client, url, started))
+        share = (time.process_time() - cpu) / (time.perf_counter() - started)
+    return Load(sent=sorted(sent, key=lambda one: one.began), started=by_the_wall, cpu_share=share)
+
+
+class _Sender:
+    def __init__(self, client: httpx.AsyncClient, url: str, started: float) -> None:
+        self._client, self._url, self._started = client, url, started
+
+    def now(self) -> float:
+        return time.perf_counter() - self._started
+
+    async def send(self, body: Body) -> Sent:
+        began = self.now()
+        try:
+            response = await self._client.post(
+                self._url, content=body.content, headers={"Content-Type": body.content_type}
+            )
+        except httpx.TransportError:
+            return Sent(began=began, ended=self.now(), status=BROKEN)
+        return Sent(
+            began=began,
+            ended=self.now(),
+            status=response.status_code,
+            has_retry_after="retry-after" in response.headers,
+        )
+
+
+if __name__ == "__main__":
+    main()
