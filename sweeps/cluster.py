@@ -46,8 +46,8 @@ def connect(address: str | None) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     address = address or os.environ.get("RAY_ADDRESS")
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        ray.init(**quiet)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # a submitted job, whose working folder the workers have
+        ray.init(runtime_env={"env_vars": _WORKER_ENVIRONMENT}, **quiet)
     elif address and address != "local":
         _check_reachable(address)
         packages = [str(_PROJECT_ROOT / package) for package in ("core", "sweeps")]

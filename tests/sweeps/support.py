@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,3 +73,48 @@ def wait_for_checkpoints(folder: Path, count: int, seconds: float = 120) -> None
     while len(list(folder.glob("trials/*/checkpoint_*/train_state.pt"))) < count:
         assert time.monotonic() < deadline, "no checkpoints appeared"
         time.sleep(0.05)
+
+
+def descendants_named(root: int, name: str) -> list[int]:
+    """Processes below `root` whose title begins with `name`."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                stat = (folder / "stat").read_text()
+                titles[int(folder.name)] = (folder / "cmdline").read_text()
+            except OSError:
+                continue
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+
+    def is_below(pid: int) -> bool:
+        while pid in parents:
+            if pid == root:
+                return True
+            pid = parents[pid]
+        return False
+
+    return [pid for pid, title in titles.items() if title.startswith(name) and is_below(pid)]
+
+
+def hide_the_project(folder: Path) -> dict[str, str]:
+    """An environment whose Python cannot import the project, for the nodes of a cluster."""
+    # -P and an empty PYTHONPATH are not enough where the project is installed editable: hide that too.
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.meta_path = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
+        f"sys.path = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
+        "sys.path_hooks = [h for h in sys.path_hooks if '__editable__' not in repr(h)]\n"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PATH": path}
+    known = subprocess.run([sys.executable, "-c", "import core"], cwd=folder, env=environment, capture_output=True)
+    assert b"No module named 'core'" in known.stderr
+    return environment
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

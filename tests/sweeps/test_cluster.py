@@ -1,13 +1,12 @@
 """A sweep on a cluster of several nodes that know nothing of the project."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import ROOT, run
+from support import hide_the_project, run
 
 from sweeps.results import load
 
@@ -27,22 +26,10 @@ cluster.shutdown()
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """Head and two worker nodes, started by a Python that cannot import the project."""
-    # -P and an empty PYTHONPATH are not enough where the project is installed editable: hide that too.
-    hide = tmp_path / "hide" / "sitecustomize.py"
-    hide.parent.mkdir()
-    hide.write_text(
-        "import sys\n"
-        "sys.meta_path = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
-        f"sys.path = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
-        "sys.path_hooks = [h for h in sys.path_hooks if '__editable__' not in repr(h)]\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(hide.parent)}
-    known = subprocess.run([sys.executable, "-c", "import core"], cwd=tmp_path, env=environment, capture_output=True)
-    assert b"No module named 'core'" in known.stderr
     process = subprocess.Popen(
         [sys.executable, "-c", START_CLUSTER],
         cwd=tmp_path,
-        env=environment,
+        env=hide_the_project(tmp_path / "hide"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

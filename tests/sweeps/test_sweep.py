@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from pandas.testing import assert_frame_equal
-from support import LONGER, TINY, kill, reproducible, run, start, wait_for_checkpoints
+from support import LONGER, TINY, descendants_named, kill, reproducible, run, start, wait_for_checkpoints
 
 from core import checkpoint
 from sweeps.results import levels, load
@@ -192,25 +192,3 @@ def test_a_dead_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None
     assert process.wait(240) == 0, (tmp_path / "output.txt").read_text()
     results = load(folder)
     assert len(results.trials) == 8 and (results.trials["status"] == "completed").all()
-
-
-def descendants_named(root: int, name: str) -> list[int]:
-    """Processes below `root` whose title begins with `name`."""
-    parents, titles = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                stat = (folder / "stat").read_text()
-                titles[int(folder.name)] = (folder / "cmdline").read_text()
-            except OSError:
-                continue
-            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-
-    def is_below(pid: int) -> bool:
-        while pid in parents:
-            if pid == root:
-                return True
-            pid = parents[pid]
-        return False
-
-    return [pid for pid, title in titles.items() if title.startswith(name) and is_below(pid)]

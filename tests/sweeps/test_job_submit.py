@@ -1,0 +1,78 @@
+"""`ray job submit` of a sweep to a cluster whose Python lacks the project's code."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import ROOT, free_port, hide_the_project
+
+from sweeps.results import load
+
+START_CLUSTER = """
+import sys
+from ray._private.utils import write_ray_address
+from ray.cluster_utils import Cluster
+port, temp_dir = int(sys.argv[1]), sys.argv[2]
+cluster = Cluster(
+    initialize_head=True,
+    head_node_args={
+        "num_cpus": 0,
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": port,
+        "temp_dir": temp_dir,
+    },
+)
+write_ray_address(cluster.address, temp_dir)
+for _ in range(2):
+    cluster.add_node(num_cpus=1, include_dashboard=False)
+cluster.wait_for_nodes()
+print("ready", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def dashboard(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address that takes jobs, of a head without CPUs and two workers."""
+    port = free_port()
+    # The paths of Ray's sockets may have 107 characters.
+    short = Path("/tmp") / f"pw-jobs-{port}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", START_CLUSTER, str(port), str(short)],
+        cwd=tmp_path,
+        env=hide_the_project(tmp_path / "hide"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline().strip() == "ready"
+    yield f"http://127.0.0.1:{port}"
+    process.stdin.close()
+    process.wait(60)
+    process.stdout.close()
+
+
+def submit(dashboard: str, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    ray = Path(sys.executable).with_name("ray")
+    words = [str(ray), "job", "submit", "--address", dashboard, "--working-dir", str(ROOT), "--", *entrypoint]
+    return subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=os.environ)
+
+
+def test_a_submitted_sweep_runs_on_workers_that_have_only_its_dependencies(dashboard: str, tmp_path: Path) -> None:
+    sweep = ("python", "sweeps/patch_size.py", "--smoke", "--dataset", "shapes", "--name", "remote")
+    done = submit(dashboard, *sweep, "--storage", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Job '\w+' succeeded", done.stdout)
+    trials = load(tmp_path / "patch_size" / "remote").trials
+    assert len(trials) == 4 and (trials["status"] == "completed").all()
+    again = submit(dashboard, *sweep, "--storage", str(tmp_path))
+    assert again.returncode == 1
+    assert "exists; go on with it by --resume" in again.stdout + again.stderr
