@@ -27,10 +27,12 @@ from core.segment.regions import (
     contrast,
     evidence,
     find_regions,
+    find_rivals,
     look_closer,
     presence_of,
     sample,
     to_shares,
+    with_contrast,
 )
 from core.segment.results import CroppedMask, Instance, PromptResult
 from core.segment.sam2 import MaskCandidates, MaskPrompt, Sam2, Sam2Features
@@ -253,28 +255,42 @@ def flow(
     """
     size = (picture.image.shape[0], picture.image.shape[1])
     whole = Window(0, 0, size[1], size[0])
-    (heatmaps,) = yield [Ground(picture, tuple(prompts))]
+    rivals = [calibration.rivals_of(prompt) for prompt in prompts]
+    texts = list(dict.fromkeys((*prompts, *(text for alike in rivals for text in alike))))
+    (answers,) = yield [Ground(picture, tuple(texts))]
+    heatmaps = dict(zip(texts, answers, strict=True))
     thresholds, objects = [], []
-    for number, logits in enumerate(heatmaps):
-        threshold, regions = find_regions(logits, whole, options, calibration)
+    for number, prompt in enumerate(prompts):
+        threshold, regions = find_regions(heatmaps[prompt], whole, options, calibration)
         thresholds.append(threshold)
+        if rivals[number]:
+            alike = np.stack([heatmaps[text] for text in rivals[number]])
+            # With a threshold of the caller's own, nothing is answered that lies below it.
+            if options.zoom and options.threshold == "auto":
+                regions += find_rivals(regions, heatmaps[prompt], alike, whole, options, calibration)
+            regions = [with_contrast(region, heatmaps[prompt], alike, calibration) for region in regions]
         objects += [_Object(prompt=number, region=region, picture=picture) for region in regions]
-    if objects:
-        objects = yield from _look_again(objects, picture, prompts, options, calibration)
-    if options.refine and objects:
-        yield from _refine(objects, calibration, low_res_size)
-    for one in objects:
-        one.evidence = evidence(one.region, one.best.candidate.agreement if one.best else 0.0)
-        one.presence = presence_of(one.evidence, calibration)
-        _draw(one, size, calibration)
+    if options.zoom:
+        objects = yield from _look_closer(objects, picture, prompts, options, calibration)
     at_least = calibration.min_presence if options.min_presence is None else options.min_presence
-    kept = [one for one in objects if one.presence >= at_least and one.cropped is not None and one.cropped.area]
+    # SAM 2 need not be asked about what would be taken to be absent even if its mask fitted perfectly.
+    hopeful = [one for one in objects if max(_presence(one, fit, calibration) for fit in (0.0, 1.0)) >= at_least]
+    if options.refine and hopeful:
+        yield from _refine(hopeful, calibration, low_res_size)
+    for one in objects:
+        agreement = one.best.candidate.agreement if one.best else soft_iou(one.region.mask, one.region.shares)
+        one.evidence = evidence(one.region, agreement)
+        one.presence = presence_of(one.evidence, calibration)
+    kept = [one for one in hopeful if one.presence >= at_least]
+    for one in kept:
+        _draw(one, size, calibration)
+    kept = [one for one in kept if _mask_of(one).area]
     kept = _without_doubles(kept)
     if options.resolve_overlaps:
         _resolve_overlaps(kept)
     results = []
     for number, prompt in enumerate(prompts):
-        heatmap = to_shares(heatmaps[number] / calibration.temperature).astype(np.float32)
+        heatmap = to_shares(heatmaps[prompt] / calibration.temperature).astype(np.float32)
         surest = max((one.presence for one in objects if one.prompt == number), default=0.0)
         instances = sorted((_instance(one) for one in kept if one.prompt == number), key=lambda i: -i.score)
         instances = [instance for instance in instances if instance.area][: options.max_instances]
@@ -294,53 +310,53 @@ def flow(
     return results
 
 
-def _look_again(
+def _look_closer(
     objects: list[_Object],
     picture: EncodedImage,
     prompts: Sequence[str],
     options: SegmentOptions,
     calibration: Calibration,
 ) -> Generator[list[Ground], list[Any], list[_Object]]:
-    """Look closer at what is small, where it is found again or dropped, and hold all against the prompts' rivals."""
+    """Look closer at what is small, with the prompt and its rivals: it is found again, or dropped."""
     size = (picture.image.shape[0], picture.image.shape[1])
-    views: dict[Window | None, EncodedImage] = {None: picture}
-    texts: dict[Window | None, dict[str, int]] = {}
-    windows = [closer_window(one.region, size, calibration) if options.zoom else None for one in objects]
+    alone = [_alone(prompt) for prompt in prompts]
+    rivals = [calibration.rivals_of(prompt) for prompt in alone]
+    windows = [closer_window(one.region, size, calibration) for one in objects]
+    views: dict[Window, EncodedImage] = {}
+    texts: dict[Window, dict[str, None]] = {}
     for one, window in zip(objects, windows, strict=True):
-        if window is not None and window not in views:
-            part = picture.image[window.top : window.bottom, window.left : window.right]
-            views[window] = EncodedImage(np.ascontiguousarray(part))
-        known = texts.setdefault(window, {})
-        for text in _asked(prompts[one.prompt], window, calibration):
-            known.setdefault(text, len(known))
-    asked = {window: known for window, known in texts.items() if known}
-    if not asked:
+        if window is not None:
+            if window not in views:
+                part = picture.image[window.top : window.bottom, window.left : window.right]
+                views[window] = EncodedImage(np.ascontiguousarray(part))
+            texts.setdefault(window, {}).update(dict.fromkeys((alone[one.prompt], *rivals[one.prompt])))
+    if not views:
         return objects
-    answers = yield [Ground(views[window], tuple(known)) for window, known in asked.items()]
-    heatmaps = dict(zip(asked, answers, strict=True))
+    answers = yield [Ground(views[window], tuple(asked)) for window, asked in texts.items()]
+    seen = {
+        (window, text): logits / calibration.temperature
+        for (window, asked), heatmaps in zip(texts.items(), answers, strict=True)
+        for text, logits in zip(asked, heatmaps, strict=True)
+    }
     fixed = 0.0 if options.threshold == "auto" else float(options.threshold)
     kept = []
     for one, window in zip(objects, windows, strict=True):
-        region: Region | None = one.region
-        rows = [texts[window][text] for text in _asked(prompts[one.prompt], window, calibration)]
-        if rows:
-            seen = heatmaps[window][rows] / calibration.temperature
-            own, rivals = (one.region.logits, seen) if window is None else (seen[0], seen[1:])
-            if window is not None:
-                region = look_closer(one.region, window, own, calibration, fixed)
-            if region is not None:
-                region = replace(region, contrast=contrast(region.mask, own, rivals))
+        if window is None:
+            kept.append(one)
+            continue
+        own = seen[window, alone[one.prompt]]
+        region = look_closer(one.region, window, own, calibration, fixed)
         if region is not None:
+            alike = [seen[window, text] for text in rivals[one.prompt]]
+            if alike:
+                region = replace(region, closer_contrast=contrast(region.mask, own, np.stack(alike)))
             kept.append(_Object(prompt=one.prompt, region=region, picture=views[window]))
     return kept
 
 
-def _asked(prompt: str, window: Window | None, calibration: Calibration) -> tuple[str, ...]:
-    """What a second look asks about a prompt's region: in a closer one the prompt again, and always its rivals."""
-    if window is None:
-        return calibration.rivals_of(prompt)
-    alone = " ".join(word for word in prompt.split() if word.lower() not in _RELATIVE) or prompt
-    return (alone, *calibration.rivals_of(alone))
+def _alone(prompt: str) -> str:
+    """What a closer look, which leaves the rest of the picture out, can be asked for."""
+    return " ".join(word for word in prompt.split() if word.lower() not in _RELATIVE) or prompt
 
 
 def _refine(
@@ -441,6 +457,10 @@ def _instance(one: _Object) -> Instance:
         candidates=shortlist(one.judged),
         zoomed=one.region.zoomed,
     )
+
+
+def _presence(one: _Object, agreement: float, calibration: Calibration) -> float:
+    return presence_of(evidence(one.region, agreement), calibration)
 
 
 def _score(one: _Object) -> float:

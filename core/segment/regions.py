@@ -1,6 +1,7 @@
 """From a heatmap to regions: the threshold, the objects, and how probable each of them is. Without models."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from core.segment.options import SegmentOptions
 # A mask of a few cells of the heatmap is no object.
 _MIN_CELLS = 4
 _BINS = 256
+# A region of which the prompt has found more than this share is not news.
+_KNOWN = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ class Region:
 
     logits: of the heatmap, after the temperature; where another object of the prompt is nearer they are far below zero.
     mask: the coarse mask. whole, closer: mean logit inside the mask, in the whole picture's heatmap and in that of the
-    closer look; the same where there was none. contrast: how far the prompt's mean logit inside the mask is above that
-    of its hottest rival; 0 where it has none.
+    closer look; the same where there was none. whole_contrast, closer_contrast: how far that is above the mean logit of
+    the prompt's hottest rival; 0 where it has none.
     """
 
     window: Window
@@ -51,7 +54,8 @@ class Region:
     peak: float
     whole: float
     closer: float
-    contrast: float = 0.0
+    whole_contrast: float = 0.0
+    closer_contrast: float = 0.0
     zoomed: bool = False
 
     @property
@@ -123,6 +127,32 @@ def find_regions(
     return threshold, regions
 
 
+def find_rivals(
+    own: Sequence[Region],
+    logits: Float[np.ndarray, "size size"],
+    rivals: Float[np.ndarray, "rivals size size"],
+    window: Window,
+    options: SegmentOptions,
+    calibration: Calibration,
+) -> list[Region]:
+    """Regions that the first look gave to a prompt's rivals, to be looked at again on the prompt's behalf.
+
+    What is small may be taken for something alike, and only a closer look can tell.
+
+    Args:
+        own: the regions that the prompt has already. logits: its heatmap's. rivals: those of its rivals' heatmaps.
+    """
+    logits, pooled = logits / calibration.temperature, np.maximum(logits, rivals.max(axis=0))
+    taken = np.any([region.mask for region in own], axis=0) if own else np.zeros(logits.shape, bool)
+    _, regions = find_regions(pooled, window, options, calibration)
+    return [
+        replace(region, peak=float(logits.max()), whole=inside, closer=inside)
+        for region in regions
+        if (region.mask & taken).sum() < _KNOWN * region.mask.sum()
+        for inside in (float(logits[region.mask].mean()),)
+    ]
+
+
 def closer_window(region: Region, size: tuple[int, int], calibration: Calibration) -> Window | None:
     """The square of the picture to look at more closely, or None where the region is large enough as it is."""
     height, width = size
@@ -130,10 +160,18 @@ def closer_window(region: Region, size: tuple[int, int], calibration: Calibratio
     side = max(right - left, bottom - top)
     if side >= calibration.zoom_below * min(height, width) or min(height, width) < 16:
         return None
-    reach = min(math.ceil(max(calibration.zoom_context * side, 16)), height, width)
-    start_x = round(float(np.clip((left + right - reach) / 2, 0, width - reach)))
-    start_y = round(float(np.clip((top + bottom - reach) / 2, 0, height - reach)))
+    reach = min(_snapped(max(calibration.zoom_context * side, 16)), height, width)
+    step = max(1, reach // 8)
+    start_x, start_y = (
+        round(float(np.clip(round((low + high - reach) / 2 / step) * step, 0, length - reach)))
+        for low, high, length in ((left, right, width), (top, bottom, height))
+    )
     return Window(start_x, start_y, start_x + reach, start_y + reach)
+
+
+def _snapped(side: float) -> int:
+    """The next of a few sides, a fifth apart: prompts that find the same object then look through the same window."""
+    return math.ceil(16 * 1.2 ** math.ceil(math.log(side / 16, 1.2) - 1e-9))
 
 
 def look_closer(
@@ -179,14 +217,23 @@ def look_closer(
 
 def evidence(region: Region, agreement: float) -> tuple[float, ...]:
     """What presence is judged by; see `core.segment.calibration.EVIDENCE`."""
-    logits = (region.peak, region.whole, region.closer, region.contrast)
+    logits = (region.peak, region.whole, region.whole_contrast, region.closer, region.closer_contrast)
     return *(float(np.clip(value, -8, 8)) for value in logits), agreement
+
+
+def with_contrast(
+    region: Region,
+    logits: Float[np.ndarray, "size size"],
+    rivals: Float[np.ndarray, "rivals size size"],
+    calibration: Calibration,
+) -> Region:
+    """The region held against the prompt's rivals in the whole picture; heatmaps before the temperature."""
+    ahead = contrast(region.mask, logits, rivals) / calibration.temperature
+    return replace(region, whole_contrast=ahead, closer_contrast=ahead)
 
 
 def contrast(mask: Bool[np.ndarray, "size size"], logits: np.ndarray, rivals: np.ndarray) -> float:
     """How far a prompt is above its hottest rival inside a mask, in logits; `rivals`: `[rivals, size, size]`."""
-    if not len(rivals):
-        return 0.0
     return float(logits[mask].mean() - rivals[:, mask].mean(axis=1).max())
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.segment.calibration import Calibration
+from core.segment.calibration import EVIDENCE, Calibration
 from core.segment.evaluation import Labelled, fit_presence, labelled_scene, read_coco, score
 from core.segment.results import CroppedMask, Instance, PromptResult
 
@@ -20,7 +20,7 @@ def answer(prompt: str, masks: tuple[CroppedMask, ...], evidence: float = 1.0, c
             score=confidence,
             quality=1.0,
             presence=1.0,
-            evidence=(evidence,) * 5,
+            evidence=(evidence,) * len(EVIDENCE),
             source="sam2",
             why="",
         )

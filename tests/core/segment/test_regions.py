@@ -12,10 +12,12 @@ from core.segment.regions import (
     closer_window,
     contrast,
     find_regions,
+    find_rivals,
     look_closer,
     presence_of,
     sample,
     to_shares,
+    with_contrast,
 )
 
 SIZE = 64
@@ -102,7 +104,7 @@ def test_a_closer_look_confirms_or_denies() -> None:
 
 
 def test_presence_grows_with_the_evidence() -> None:
-    weak, strong = (presence_of((x, x, x, x, x / 5), Calibration()) for x in (-3.0, 5.0))
+    weak, strong = (presence_of((x, x, x, x, x, x / 5), Calibration()) for x in (-3.0, 5.0))
     assert 0 < weak < 0.1 < 0.9 < strong < 1
 
 
@@ -111,4 +113,20 @@ def test_contrast_is_the_distance_to_the_hottest_rival() -> None:
     mask[1:3, 1:3] = True
     own, cool, hot = (np.where(mask, value, 9.0) for value in (2.0, -1.0, 3.5))
     assert contrast(mask, own, np.stack([cool, hot])) == pytest.approx(-1.5)
-    assert contrast(mask, own, np.empty((0, 4, 4))) == 0
+
+
+def test_what_a_rival_was_given_is_looked_at_again_where_the_prompt_has_nothing() -> None:
+    own, rival = bump(0.25, 0.5, 0.12), np.maximum(bump(0.25, 0.5, 0.12), bump(0.75, 0.5, 0.1))
+    _, regions = find_regions(own, WHOLE, SegmentOptions(), Calibration())
+    (other,) = find_rivals(regions, own, rival[None], WHOLE, SegmentOptions(), Calibration())
+    assert other.box == pytest.approx([0.65 * 320, 0.4 * 200, 0.85 * 320, 0.6 * 200], abs=6)
+    assert other.whole < -5 < 3 < regions[0].whole  # what the prompt's own heatmap says of the place
+    assert with_contrast(other, own, rival[None], Calibration()).whole_contrast < -8
+
+
+def test_prompts_that_find_one_object_look_through_one_window() -> None:
+    boxes = []
+    for x, radius in ((0.4, 0.1), (0.405, 0.1), (0.4, 0.103)):
+        _, (region,) = find_regions(bump(x, 0.5, radius), WHOLE, SegmentOptions(), Calibration())
+        boxes.append(closer_window(region, (200, 320), Calibration()))
+    assert boxes[0] is not None and boxes[0] == boxes[1] == boxes[2]
