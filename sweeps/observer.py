@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial
 
 from sweeps.progress import ProgressView
 from sweeps.results import TrialRecord
-from sweeps.storage import Patience, check_there
+from sweeps.storage import Patience, check_there, patiently
 from sweeps.trial import HISTORY_FILE, trial_name
 
 _SECONDS_BETWEEN_WRITES = 5.0
@@ -75,7 +75,20 @@ class Observer(tune.Callback):
         self._trials = trials
         if self._finished is None:  # restored, with nothing left to do
             self._finished = {trial.trial_id for trial in trials if trial.is_finished()}
-        self._write()
+
+    def settle(self) -> list[TrialRecord]:
+        """The records after the end, when they have been handed on; waits for storage that fails.
+
+        Raises:
+            StorageError: it has failed for too long.
+        """
+
+        def hand_on() -> list[TrialRecord]:
+            records = self.records
+            self._on_records(records)
+            return records
+
+        return patiently(hand_on)
 
     def _write(self) -> None:
         self._tried_at = time.monotonic()

@@ -132,8 +132,10 @@ class Runner:
         searching = stage == SEARCH_STAGE and self.flags.search == "optuna"
         total = self.resolved.num_trials if stage == SEARCH_STAGE else len(points)
         location = f"{self.run.storage}/{stage}"
-        # Tune forgets what came after its last snapshot, and writes all trials at each: many trials want fewer.
-        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(max(1, total // 100))
+        # Tune forgets what came after its last snapshot. At each it writes all trials and copies all their small files:
+        # many trials want fewer, and so does an object store, which bills each file.
+        shortest = 1 if self.run.keeps_trials_here else 15
+        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(max(shortest, total // 100))
         study = StudyWriter(
             self.flags.study_url or f"sqlite:///{self.run.path.resolve() / 'study.db'}",
             f"{self.sweep.name}/{self.flags.name}",
@@ -161,7 +163,7 @@ class Runner:
             else:
                 tuner = self._new_tuner(stage, trainable, points, total, searching)
             tuner.fit()
-        return patiently(lambda: observer.records)
+        return observer.settle()
 
     def _new_tuner(self, stage: str, trainable: Any, points: list[Point], total: int, searching: bool) -> tune.Tuner:
         if searching:

@@ -1,12 +1,22 @@
 """A node dies in the middle of a sweep: every trial finishes, from its last epoch, with the same numbers."""
 
+import contextlib
+import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import ray
+from support import TINY, descendants_named, start
 
-from benchmarks.node_deaths import Settings, check_resumed, run
-from sweeps.results import SweepResults
+from benchmarks.node_deaths import Settings, check_resumed, cluster_of_nodes, run
+from sweeps.cluster import check_sees
+from sweeps.flags import UsageError
+from sweeps.results import SweepResults, load
+from sweeps.runner import MAX_MACHINE_FAILURES
 
 
 def test_a_node_killed_once_changes_no_number(tmp_path: Path) -> None:
@@ -32,3 +42,41 @@ def test_a_trial_begun_again_from_nothing_would_be_noticed(tmp_path: Path) -> No
         check_resumed(results([1, 2, 2]), {"a": 2})
     with pytest.raises(AssertionError, match="began again"):
         check_resumed(results([2, 2, 2]), {"a": 1})
+
+
+def wait_for_epoch(folder: Path, epoch: int, seconds: float = 120) -> None:
+    """Until a checkpoint of that epoch or a later one is in storage."""
+    deadline = time.monotonic() + seconds
+    while True:
+        for file in folder.glob("trials/*/checkpoint_*/history.json"):
+            with contextlib.suppress(OSError, ValueError):  # being written, or removed for a newer one
+                if len(json.loads(file.read_text())) >= epoch:
+                    return
+        assert time.monotonic() < deadline, f"epoch {epoch} did not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial_that_gets_on_may_be_preempted_more_often_than_it_may_fail(tmp_path: Path) -> None:
+    process = start(tmp_path, *TINY, "--vary", "patch_size=8", "--seeds", "1", "--budget", "3e10", "--name", "spot")
+    folder = tmp_path / "results" / "patch_size" / "spot"
+    for number in range(MAX_MACHINE_FAILURES + 2):
+        wait_for_epoch(folder, number + 1)
+        for worker in descendants_named(process.pid, "ray::ImplicitFunc"):
+            os.kill(worker, signal.SIGKILL)
+    assert process.wait(300) == 0, (tmp_path / "output.txt").read_text()
+    (trial,) = load(folder).trials.to_dict("records")
+    assert trial["status"] == "completed"
+    assert trial["attempt"] > MAX_MACHINE_FAILURES + 1
+
+
+def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path: Path) -> None:
+    with cluster_of_nodes(1) as cluster:
+        ray.init(cluster.address, log_to_driver=False)
+        try:
+            check_sees(tmp_path)
+            with pytest.raises(UsageError, match=r"does not see .*/elsewhere; give a --storage that all nodes reach"):
+                check_sees(tmp_path / "elsewhere")
+        finally:
+            ray.shutdown()
