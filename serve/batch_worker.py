@@ -24,6 +24,7 @@ _MAX_FILE_BYTES = 2**29
 # Pictures go through the models by `batch_size`, or fewer if they are large: what bounds a worker's memory.
 _PIXELS_AT_ONCE = 64_000_000
 _READERS_OF_REMOTE_FILES = 8
+_ROWS_AT_ONCE = 16
 # Deaths of a shard's worker after which its pictures are taken one by one, to learn which of them is deadly.
 _DEATHS_BEFORE_CARE = 2
 _DONE_SCHEMA = pa.schema(
@@ -263,27 +264,26 @@ class ShardWorker:
 def _cells(source: Input, first: Item, count: int) -> Iterator[tuple[bytes | None, str | None]]:
     """Bytes and names of a parquet file's rows, page by page; a name that the file does not give is None."""
     wanted = [source.image_column, *([source.id_column] if source.id_column else [])]
+    skip = first.row
     with source.fs.open(source.path(first), "rb") as opened:
         file = pq.ParquetFile(opened)
-        group = skip = 0
-        skip = first.row
-        while skip >= file.metadata.row_group(group).num_rows:
-            skip -= file.metadata.row_group(group).num_rows
-            group += 1
-        groups = list(range(group, file.metadata.num_row_groups))
-        for batch in file.iter_batches(batch_size=16, row_groups=groups, columns=wanted):
-            part = batch.slice(skip, count)
-            skip = max(0, skip - batch.num_rows)
-            count -= part.num_rows
-            cells = part.column(source.image_column).to_pylist()
-            ids = part.column(source.id_column).to_pylist() if source.id_column else [None] * len(cells)
-            for cell, given in zip(cells, ids, strict=True):
-                path = None
-                if isinstance(cell, dict):
-                    cell, path = cell["bytes"], cell.get("path")
-                yield cell, path if given is None else str(given)
-            if not count:
-                return
+        for group in range(file.metadata.num_row_groups):
+            length = file.metadata.row_group(group).num_rows
+            if skip >= length:
+                skip -= length
+                continue
+            # A group at a time: damage in the next one must not take this one's rows along.
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=wanted):
+                part = batch.slice(skip, count)
+                skip = max(0, skip - batch.num_rows)
+                count -= part.num_rows
+                cells = part.column(source.image_column).to_pylist()
+                names = part.column(source.id_column).to_pylist() if source.id_column else [None] * len(cells)
+                for cell, name in zip(cells, names, strict=True):
+                    data, path = (cell["bytes"], cell.get("path")) if isinstance(cell, dict) else (cell, None)
+                    yield data, path if name is None else str(name)
+                if not count:
+                    return
 
 
 def _name(source: Input, item: Item) -> str:

@@ -1,0 +1,76 @@
+"""The command line of a batch job: prompts by line, and flags that contradict one another."""
+
+from pathlib import Path
+
+import pytest
+
+from serve.batch_flags import Flags, UsageError
+
+
+def flags(**given: object) -> Flags:
+    return Flags(**{"input": "in", "output": "out", **given})  # type: ignore[arg-type]
+
+
+def test_prompts_come_from_the_command_line_and_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"\xef\xbb\xbfblue object\r\n\n  large  green   ring \n")
+    assert flags(prompt=("star",), prompts_file=file).prompts() == ["star", "blue object", "large green ring"]
+
+
+def test_bad_lines_are_all_named(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"star\n" + b"x" * 501 + b"\n\nstar\nring\n")
+    with pytest.raises(UsageError) as refused:
+        flags(prompt=("ring",), prompts_file=file).prompts()
+    message = str(refused.value)
+    assert f"{file}, line 2: the prompt has 501 characters" in message
+    assert f"{file}, line 4: the same as {file}, line 1" in message
+    assert f"{file}, line 5: the same as --prompt 'ring'" in message
+    assert "line 1: " not in message and "line 3" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"star\ncaf\xe9\n", "line 2 is not UTF-8 text"),
+        (b"\x89PNG\0\n", "line 1 is not UTF-8 text"),
+        (b"st\0ar\n", "line 1 holds a zero byte"),
+        (b"\n \n", "holds no prompts"),
+    ],
+)
+def test_a_file_that_is_no_list_of_prompts_is_refused(content: bytes, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=expected):
+        flags(prompts_file=file).prompts()
+
+
+def test_a_missing_prompts_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.txt cannot be read: No such file"):
+        flags(prompts_file=tmp_path / "none.txt").prompts()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "nothing to look for: give --prompt"),
+        ({"prompt": ("star",), "classifier": Path("best")}, "--prompt is for segmenting"),
+        ({"overlays": True, "classifier": Path("best")}, "--overlays is for segmenting"),
+        ({"prompt": ("star",), "batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"prompt": ("star",), "gpus_per_worker": -0.5}, "--gpus-per-worker must be at least 0"),
+        ({"prompt": ("star",), "max_pixels": 10**9}, "--max-pixels must be at most"),
+        ({"prompt": ("star",), "input": ""}, "INPUT is empty"),
+        ({"prompt": ("star",), "output": ""}, "--output is empty"),
+    ],
+)
+def test_flags_that_cannot_be_met_are_refused(given: dict[str, object], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        flags(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [({"threshold": 1.5}, "threshold"), ({"max_instances": 0}, "max_instances")]
+)
+def test_options_out_of_range_are_refused(given: dict[str, object], name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        flags(prompt=("star",), **given).options()
