@@ -17,16 +17,28 @@ export function card(prompt, act) {
   return element(
     "li",
     { class: "card" },
-    element("h3", {}, swatch(css(prompt.colour)), element("span", { class: "prompt-text" }, prompt.text), verdict(result)),
+    element(
+      "h3",
+      {},
+      swatch(css(prompt.colour)),
+      element("span", { class: "prompt-text" }, prompt.text),
+      verdict(result),
+    ),
     result.reason ? element("p", { class: "reason" }, sentence(result.reason)) : null,
-    prompt.marks.length ? element("ul", { class: "objects" }, ...prompt.marks.map((mark) => objectRow(mark, act))) : null,
+    prompt.marks.length
+      ? element("ul", { class: "objects" }, ...prompt.marks.map((mark) => objectRow(mark, act)))
+      : null,
     prompt.shares ? thresholdRow(prompt, act) : null,
     why(prompt),
   );
 }
 
 function verdict({ found, instances }) {
-  return element("span", { class: found ? "verdict found" : "verdict" }, found ? `${instances.length} found` : "not found");
+  return element(
+    "span",
+    { class: found ? "verdict found" : "verdict" },
+    found ? `${instances.length} found` : "not found",
+  );
 }
 
 function objectRow(mark, act) {
@@ -58,7 +70,12 @@ function objectRow(mark, act) {
     mark.row,
     element(
       "button",
-      { type: "button", class: "quiet", "aria-label": `Save the mask of ${prompt.text}, object ${number}`, click: () => act.save(mark) },
+      {
+        type: "button",
+        class: "quiet",
+        "aria-label": `Save the mask of ${prompt.text}, object ${number}`,
+        click: () => act.save(mark),
+      },
       "Save mask",
     ),
   );
@@ -78,7 +95,11 @@ function thresholdRow(prompt, act) {
   });
   const shown = element("span", { class: "value", "aria-hidden": "true" }); // the slider says it
   const back = element("button", { type: "button", class: "quiet", click: () => act.preview(prompt, null) });
-  const refine = element("button", { type: "button", class: "quiet", click: () => act.refine(prompt) }, "Outline again with it");
+  const refine = element(
+    "button",
+    { type: "button", class: "quiet", click: () => act.refine(prompt) },
+    "Outline again with it",
+  );
   const note = element("p", { class: "note" });
   const mark = element("span", { class: "automatic", "aria-hidden": "true" });
   mark.style.setProperty("--at", String((automatic - 0.01) / 0.98));
@@ -92,7 +113,9 @@ function thresholdRow(prompt, act) {
     shown.textContent = value.toFixed(2);
     actions.hidden = !moved;
     note.hidden = !moved;
-    note.textContent = moved ? `Preview: the heatmap alone covers ${percent(prompt.covered)} of the picture at this threshold.` : "";
+    note.textContent = moved
+      ? `Preview: the heatmap alone covers ${percent(prompt.covered)} of the picture at this threshold.`
+      : "";
   };
   back.textContent = `Back to ${prompt.asked === null ? "automatic" : "the answer"} (${automatic.toFixed(2)})`;
   prompt.showThreshold();

@@ -48,6 +48,7 @@ async function call(path, options = {}) {
   }
   const body = await response.json().catch(() => null);
   if (response.ok && body) return body;
-  const sentence = body?.detail ?? body?.title ?? `The service answered with status ${response.status} and no explanation.`;
+  const sentence =
+    body?.detail ?? body?.title ?? `The service answered with status ${response.status} and no explanation.`;
   throw new Refusal(sentence, response.status);
 }

@@ -5,12 +5,11 @@ import { card } from "./answers.js";
 import { bars } from "./classify.js";
 import { byId, count, element } from "./dom.js";
 import { answerFile, labelFile, maskFile, overlayFile, save } from "./downloads.js";
-import { drawAbove, readHeatmap, stretch } from "./heatmap.js";
+import { drawAbove } from "./heatmap.js";
 import { describe } from "./loaded.js";
-import { drawMask } from "./marks.js";
 import { Prompts, UNANSWERED } from "./prompts.js";
+import { read } from "./reading.js";
 import { abandon, fail, run, tell } from "./request.js";
-import { decode } from "./rle.js";
 import { sources } from "./sources.js";
 import { Stage } from "./stage.js";
 import { tabs } from "./tabs.js";
@@ -50,7 +49,8 @@ async function segment() {
     const found = asked.filter((prompt) => prompt.result.found).length;
     const objects = asked.flatMap((prompt) => prompt.marks).length;
     const time = Math.round(page.answer.timings_ms.total).toLocaleString("en");
-    byId("status").textContent = `${count(objects, "object")} for ${found} of ${count(asked.length, "prompt")}, in ${time} ms.`;
+    byId("status").textContent =
+      `${count(objects, "object")} for ${found} of ${count(asked.length, "prompt")}, in ${time} ms.`;
   });
 }
 
@@ -59,27 +59,22 @@ async function refine(prompt) {
   const { threshold } = prompt;
   await run("segment", "Segmenting…", async (signal) => {
     await ask([prompt], { threshold }, signal);
-    byId("status").textContent = `${count(prompt.marks.length, "object")} for ${prompt.text} at a threshold of ${threshold.toFixed(2)}.`;
+    byId("status").textContent =
+      `${count(prompt.marks.length, "object")} for ${prompt.text} at a threshold of ${threshold.toFixed(2)}.`;
     byId(`threshold-${prompt.place}`)?.focus(); // the button that was pressed is gone
   });
 }
 
-/** The service's answer, made ready to be drawn before anything of it is shown. */
+/** Ask the service, and show its answer once all of it can be drawn. */
 async function ask(asked, options, signal) {
   const { picture } = page;
-  const answer = await api.segment(picture, asked.map((prompt) => prompt.text), options, signal);
+  const texts = asked.map((prompt) => prompt.text);
+  const answer = await api.segment(picture, texts, options, signal);
   // Of a link the service may have read another version than the browser shows: its answer is in its own pixels.
   const { width, height } = answer.image;
+  const threshold = options.threshold ?? null;
   const answers = await Promise.all(
-    asked.map(async (prompt, index) => {
-      const result = answer.results[index];
-      const marks = result.instances.map((instance) => {
-        const mask = decode(instance.mask);
-        return { prompt, instance, mask, canvas: drawMask(mask, prompt.colour, { width, height }) };
-      });
-      const shares = result.heatmap ? stretch(await readHeatmap(result.heatmap), { width, height }) : null;
-      return { ...UNANSWERED, result, asked: options.threshold ?? null, marks: marks.filter((mark) => mark.canvas), shares };
-    }),
+    asked.map((prompt, index) => read(answer.results[index], prompt, threshold, { width, height })),
   );
   signal.throwIfAborted();
   Object.assign(picture, { width, height });
@@ -108,9 +103,14 @@ function showAnswers() {
   byId("downloads").hidden = !answered.length;
   byId("views").hidden = !answered.some((prompt) => prompt.shares);
   if (!answered.includes(look.heatOf)) look.heatOf = answered[0] ?? null;
-  byId("heat-of").replaceChildren(...answered.map((prompt) => element("option", { selected: prompt === look.heatOf }, prompt.text)));
+  byId("heat-of").replaceChildren(
+    ...answered.map((prompt) => element("option", { selected: prompt === look.heatOf }, prompt.text)),
+  );
   const name = page.picture ? `The picture ${page.picture.name}` : "No picture yet";
-  byId("canvas").setAttribute("aria-label", answered.length ? `${name}, with ${count(marks.length, "object")} marked` : name);
+  byId("canvas").setAttribute(
+    "aria-label",
+    answered.length ? `${name}, with ${count(marks.length, "object")} marked` : name,
+  );
   stage.redraw();
 }
 
@@ -150,7 +150,14 @@ function listen() {
     stage.pointAt(null);
   });
   on("save-overlay", "click", () => saveAs("overlay.png", () => overlayFile(page.picture, prompts.all, look)));
-  on("save-labels", "click", () => saveAs("labels.png", () => labelFile(prompts.all.flatMap((prompt) => prompt.marks), page.picture)));
+  on("save-labels", "click", () =>
+    saveAs("labels.png", () =>
+      labelFile(
+        prompts.all.flatMap((prompt) => prompt.marks),
+        page.picture,
+      ),
+    ),
+  );
   on("save-json", "click", () => saveAs("answer.json", () => answerFile(page.answer, prompts.all)));
   tabs(byId("tabs"), (panel) => {
     document.body.classList.toggle("classifying", panel === "classify-panel");
@@ -170,7 +177,11 @@ async function loadModels() {
 async function start() {
   listen();
   prompts.show();
-  const { offer } = sources({ take: takePicture, fail: (error) => tell(error.message), maxBytes: () => page.limits.max_upload_bytes });
+  const { offer } = sources({
+    take: takePicture,
+    fail: (error) => tell(error.message),
+    maxBytes: () => page.limits.max_upload_bytes,
+  });
   const tryModels = () => loadModels().catch((error) => fail(error, tryModels));
   await Promise.all([tryModels(), api.samples().then(offer, (error) => tell(error.message))]);
 }

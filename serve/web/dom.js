@@ -3,7 +3,7 @@
 /**
  * A new element.
  *
- * @param {object} attributes `class`, `type`, `aria-...`; functions are listeners (`click`); false and null are left out.
+ * @param {object} attributes `class`, `aria-...`; functions are listeners (`click`); false and null are left out.
  */
 export function element(name, attributes = {}, ...children) {
   const node = document.createElement(name);

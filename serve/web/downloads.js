@@ -7,7 +7,7 @@ import { drawAnswers } from "./scene.js";
 
 const MOST_LABELS = 255;
 
-/** The picture at full size with what the screen shows over it. @throws {Error} the browser may not copy the picture. */
+/** The picture at full size, with what the screen shows over it. @throws {Error} the browser may not copy it. */
 export async function overlayFile(picture, prompts, look) {
   const canvas = new OffscreenCanvas(picture.width, picture.height);
   const context = canvas.getContext("2d");
@@ -16,7 +16,9 @@ export async function overlayFile(picture, prompts, look) {
   try {
     return await canvas.convertToBlob({ type: "image/png" });
   } catch {
-    throw new Error("The site that this picture is from does not let it be copied. Save the picture, and choose the file instead.");
+    throw new Error(
+      "The site that this picture is from does not let it be copied. Save the picture, and choose the file instead.",
+    );
   }
 }
 
@@ -32,12 +34,16 @@ export function maskFile({ mask }, picture) {
  * objects overlap, the smaller one is on top; the masks one by one, and the JSON, keep both.
  */
 export function labelFile(marks, picture) {
-  if (marks.length > MOST_LABELS) throw new Error(`A label map holds at most ${MOST_LABELS} objects; save the JSON instead.`);
+  if (marks.length > MOST_LABELS)
+    throw new Error(`A label map holds at most ${MOST_LABELS} objects; save the JSON instead.`);
   const pixels = new Uint8Array(picture.width * picture.height);
   for (const mark of [...marks].sort((one, other) => other.instance.area - one.instance.area)) {
     fill(pixels, picture.width, mark.mask, mark.number);
   }
-  return encode(picture.width, picture.height, pixels, [[0, 0, 0], ...marks.map((mark) => colourOf(mark.prompt.place))]);
+  return encode(picture.width, picture.height, pixels, [
+    [0, 0, 0],
+    ...marks.map((mark) => colourOf(mark.prompt.place)),
+  ]);
 }
 
 /** The answer as the service gave it, but for the heatmaps, which are there for the page's sliders. */

@@ -19,7 +19,11 @@ export function describe({ models, segmenter, limits }) {
 function aboutDemo({ shapes, colours, sizes }) {
   return [
     element("h2", {}, "These are the demo weights"),
-    element("p", {}, "They are small, and were trained on generated scenes. They know nothing of photographs, and no words but these:"),
+    element(
+      "p",
+      {},
+      "They are small, and were trained on generated scenes. They know nothing of photographs, and no words but these:",
+    ),
     element(
       "dl",
       {},

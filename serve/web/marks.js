@@ -25,7 +25,8 @@ function strokeOf({ width, height }) {
 /** For each pixel of a mask, the steps to the nearest one outside it or beyond the box; 0 outside. */
 export function depths(bits, width, height) {
   const depth = new Uint16Array(bits.length);
-  const at = (row, column) => (row < 0 || column < 0 || row >= height || column >= width ? 0 : depth[row * width + column]);
+  const at = (row, column) =>
+    row < 0 || column < 0 || row >= height || column >= width ? 0 : depth[row * width + column];
   for (let row = 0, pixel = 0; row < height; row++) {
     for (let column = 0; column < width; column++, pixel++) {
       if (bits[pixel]) depth[pixel] = 1 + Math.min(at(row - 1, column), at(row, column - 1));

@@ -1,7 +1,7 @@
 // The picture in hand: a file, or a link that the service follows by itself.
 
 /**
- * What the page needs of a picture. `file` is null for a link, `url` for a file; `source` is what a canvas draws, or null
+ * What the page needs of a picture. `file` is null for a link, `url` for a file; `source` is what a canvas draws, null
  * where the browser cannot show it and only the service reads it. Width and height are as a person sees it, turned by
  * its EXIF block.
  */

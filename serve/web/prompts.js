@@ -10,7 +10,14 @@ import { colourOf, css } from "./palette.js";
  * `covered` of the picture, is shown instead.
  */
 export const UNANSWERED = Object.freeze({
-  result: null, asked: null, marks: [], shares: null, heat: null, threshold: null, preview: null, covered: 0,
+  result: null,
+  asked: null,
+  marks: [],
+  shares: null,
+  heat: null,
+  threshold: null,
+  preview: null,
+  covered: 0,
 });
 
 /** A prompt. `place` chooses its colour, and stays its own while others come and go. */
@@ -76,7 +83,10 @@ export class Prompts {
     this.show();
     // The button that had the focus is gone: the next chip's takes it, or the field.
     const buttons = this.list.querySelectorAll("button");
-    (document.activeElement === this.input ? this.input : (buttons[Math.min(index, buttons.length - 1)] ?? this.input)).focus();
+    (document.activeElement === this.input
+      ? this.input
+      : (buttons[Math.min(index, buttons.length - 1)] ?? this.input)
+    ).focus();
   }
 
   replace(texts) {

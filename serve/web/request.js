@@ -1,6 +1,6 @@
 // One request at a time: its button is busy meanwhile, and what goes wrong is told as a sentence.
 
-import { useKey } from "./api.js";
+import { Refusal, useKey } from "./api.js";
 import { byId } from "./dom.js";
 
 let running = null; // the AbortController of the request under way
@@ -27,7 +27,9 @@ export async function run(id, words, work) {
   try {
     await work(running.signal);
   } catch (error) {
-    if (error.name !== "AbortError") fail(error, () => button.form.requestSubmit());
+    if (error.name === "AbortError") return;
+    if (!(error instanceof Refusal)) console.error(error); // a defect, here or in the answer
+    fail(error, () => button.form.requestSubmit());
   } finally {
     running = null;
     button.removeAttribute("aria-disabled");

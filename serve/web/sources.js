@@ -67,7 +67,10 @@ export function sources(act) {
             {},
             element(
               "button",
-              { type: "button", click: () => tryTo(async () => fromFile(await download(url), `${name}.png`, Infinity), prompts) },
+              {
+                type: "button",
+                click: () => tryTo(async () => fromFile(await download(url), `${name}.png`, Infinity), prompts),
+              },
               element("img", { src: url, alt: `Sample picture ${name}`, width: "80", height: "60" }),
             ),
           ),

@@ -19,7 +19,10 @@ export class Stage {
     this.pending = 0;
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerdown", (event) => this.point(event));
-    this.canvas.addEventListener("pointerleave", () => this.pointAt(null));
+    this.canvas.addEventListener("pointerleave", (event) => {
+      // A finger that is lifted leaves too: what it touched stays marked until it touches something else.
+      if (event.pointerType !== "touch") this.pointAt(null);
+    });
     new ResizeObserver(() => this.fit()).observe(this.frame);
     window.addEventListener("resize", () => this.fit());
   }
@@ -97,7 +100,9 @@ export class Stage {
 
   /** Show lines of text at a place, in shares of the canvas, above it where there is room. */
   say(lines, x, y) {
-    this.readout.replaceChildren(...lines.map((line) => Object.assign(document.createElement("span"), { textContent: line })));
+    this.readout.replaceChildren(
+      ...lines.map((line) => Object.assign(document.createElement("span"), { textContent: line })),
+    );
     this.readout.hidden = false;
     const { offsetLeft, offsetTop, clientWidth, clientHeight } = this.canvas;
     const half = this.readout.offsetWidth / 2;

@@ -50,7 +50,9 @@ function aboutObject({ instance, number, prompt }) {
     {},
     element("h4", {}, `#${number}: ${source}`),
     element("p", {}, `${capital(instance.why)}.${closer} Quality of the mask: ${instance.quality.toFixed(2)}.`),
-    instance.candidates.length ? candidates(instance.candidates, `Masks that SAM 2 offered for ${prompt.text} #${number}, best first`) : null,
+    instance.candidates.length
+      ? candidates(instance.candidates, `Masks that SAM 2 offered for ${prompt.text} #${number}, best first`)
+      : null,
   );
 }
 

@@ -17,6 +17,7 @@ CLASS_NAMES = ("cat", "dog", "frog", "ship")
 API_KEY = "a-key-for-the-browser-tests"
 # Small, so that pictures which are too large are quickly made.
 MAX_PIXELS = 1_000_000
+TIMEOUT_MS = 60_000  # of whatever is waited for: generous, as models and browser share the machine
 
 SIZE = (480, 640)  # height and width
 # A scene with two rings, a black star and a yellow square, and no heart.
@@ -82,9 +83,7 @@ def canvas(page: Page) -> np.ndarray:
         """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
             const { width, height } = document.getElementById("canvas");
             const shown = document.getElementById("canvas").getContext("2d").getImageData(0, 0, width, height);
-            let text = "";
-            for (const byte of shown.data) text += String.fromCharCode(byte);
-            done({ width, height, text: btoa(text) });
+            done({ width, height, text: new Uint8Array(shown.data.buffer).toBase64() });
         })))"""
     )
     pixels = np.frombuffer(base64.b64decode(data["text"]), np.uint8)

@@ -14,8 +14,8 @@ import httpx
 import pytest
 import torch
 import yaml
-from browsing import API_KEY, CLASS_NAMES, MAX_PIXELS
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from browsing import API_KEY, CLASS_NAMES, MAX_PIXELS, TIMEOUT_MS
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from core.checkpoint import Checkpoint, save
 from core.models import ViTConfig, build_model
@@ -107,18 +107,21 @@ def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path)
         time.sleep(0.2)
 
 
-@pytest.fixture(scope="session")
+# Not for the session: Playwright keeps an event loop running in this thread, beside which other tests cannot run theirs.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if not Path(CHROMIUM).is_file():
         pytest.skip(f"there is no browser at {CHROMIUM}: install chromium, or name one in PATCHWORK_CHROMIUM")
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_WORDS)
 
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1280, "height": 860})
-    context.set_default_timeout(60_000)
+    # Without motion: what runs while an answer is waited for would take time from the service.
+    context = browser.new_context(viewport={"width": 1000, "height": 760}, reduced_motion="reduce")
+    context.set_default_timeout(TIMEOUT_MS)
     yield context
     context.close()
 

@@ -25,4 +25,4 @@
     found.push([(high + 0.05) / (low + 0.05), text]);
   }
   return found;
-}
+};

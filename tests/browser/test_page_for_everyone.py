@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from browsing import PROMPTS, ask, canvas, png, upload
+from browsing import PROMPTS, TIMEOUT_MS, ask, canvas, png, upload
 from playwright.sync_api import Browser, Page, expect
 
 FOCUS = """() => {
@@ -81,7 +81,10 @@ def test_everything_can_be_done_by_keyboard(page: Page) -> None:
 
 @pytest.mark.parametrize("width", [320, 360])
 def test_a_phone_never_scrolls_sideways(browser: Browser, url: str, width: int) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 740}, has_touch=True, is_mobile=True)
+    context = browser.new_context(
+        viewport={"width": width, "height": 740}, has_touch=True, is_mobile=True, reduced_motion="reduce"
+    )
+    context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
     page.goto(url)
 

@@ -42,7 +42,7 @@ def test_pointing_at_an_object_and_focusing_it_show_its_label(page: Page, url: s
     scale = shown["width"] / star.shape[1]
     page.locator("#canvas").hover(position={"x": columns.mean() * scale, "y": rows.mean() * scale})
     expect(readout).to_have_text(label)
-    page.locator("#canvas").hover(position={"x": 3, "y": 3})
+    page.locator("#canvas").hover(position={"x": 30, "y": 30})
     expect(readout).to_be_hidden()
 
     plain = canvas(page)
@@ -86,10 +86,10 @@ def test_the_heatmap_of_each_prompt_can_be_seen(page: Page) -> None:
     masked = canvas(page)
     page.get_by_label("Heatmap").check()
     rings = canvas(page)
-    page.get_by_label("of", exact=True).select_option("black star")
+    page.locator("#heat-of").select_option("black star")
     star = canvas(page)
     assert (rings != star).any(-1).mean() > 0.02
-    page.locator("#canvas").hover(position={"x": 5, "y": 5})
+    page.locator("#canvas").hover(position={"x": 30, "y": 30})
     expect(page.locator("#readout")).to_have_text("heat 0.00")
     page.get_by_label("Picture", exact=True).check()
     np.testing.assert_array_equal(canvas(page), bare)
@@ -108,7 +108,7 @@ def test_a_sample_brings_its_picture_and_prompts(page: Page, url: str) -> None:
         verdicts = page.locator(".verdict")
         expect(verdicts).to_have_count(len(sample["prompts"]))
         assert verdicts.all_inner_texts()[-1] == "not found"
-        assert "found" in verdicts.first.inner_text() != "not found"
+        assert verdicts.first.inner_text() != "not found"
 
 
 def test_a_picture_can_be_dropped_and_pasted(page: Page) -> None:
