@@ -18,6 +18,7 @@ All in one process after the other on one machine: the figures are costs, not wh
 
 import asyncio
 import io
+import json
 import logging
 import os
 import resource
@@ -76,14 +77,15 @@ class Settings:
 
 def reporting_trial(point: dict[str, Any], data: object, settings: TrialSettings) -> None:
     """Stands in for `sweeps.trial.run_trial`: reports as often as `depth` says, with a checkpoint if more than once."""
-    reports = int(point.get("depth", 1))
+    reports, history = int(point["depth"]), []
     for number in range(1, reports + 1):
         metrics = {"val_accuracy": -float(point["learning_rate"]), "epoch": number, "progress": number / reports}
+        history.append(metrics)
         if reports == 1:
             tune.report(metrics)
             continue
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / HISTORY_FILE).write_text("[]")
+            (Path(folder) / HISTORY_FILE).write_text(json.dumps(history))
             (Path(folder) / "weights").write_bytes(bytes(100_000))
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
@@ -95,15 +97,17 @@ def sweep_of(num_trials: int, num_reports: int, folder: Path, address: str = "lo
         question="What does a trial cost?",
         description="",
         factor="patch_size",
-        # One level, so that one plan is made; the rates need not be sensible ones.
-        grid={"patch_size": Choice((8,)), "learning_rate": Choice(tuple(range(1, num_trials + 1)))},
-        base={"depth": num_reports} if num_reports > 1 else {},
+        # One level, so that one plan is made. Nothing is trained: the rates need not be sensible, and `depth` tells
+        # the trial how often to report.
+        grid={
+            "patch_size": Choice((8,)),
+            "learning_rate": Choice(tuple(range(1, num_trials + 1))),
+            "depth": Choice((num_reports,)),
+        },
         answer=lambda levels: "",
         budget=1e9,
         seeds=1,
     )
-    if num_reports > 1:
-        sweep.grid["depth"] = Choice((num_reports,))  # type: ignore[index]
     flags = Flags(dataset="shapes", address=address, storage=str(folder), gpus_per_trial=0, smoke=True)
     unseen = mock.patch.object(console, "OUT", Console(file=io.StringIO()))
     with unseen, mock.patch.object(runner, "run_trial", reporting_trial):

@@ -302,31 +302,21 @@ def with_tables(page: str, found: dict[str, str]) -> str:
 
 def draw() -> None:
     """A panel a part: how its cost grows, beside a straight line through its first point."""
-    panels = {
-        "trials": (
-            "trials",
-            lambda row: (row["trials"], row["driver_cpu_seconds"]),
-            "trivial trials",
-            "driver CPU seconds",
-        ),
-        "pictures": (
-            "pictures",
-            lambda row: (row["pictures"], row["begin_cpu_seconds"]),
-            "pictures listed",
-            "CPU seconds",
-        ),
-        "nodes": ("nodes", lambda row: (row["nodes"], row["up_seconds"]), "nodes", "seconds until up"),
-        "requests": ("requests", lambda row: (row["at_once"], row["median_ms"]), "requests at once", "median ms"),
-    }
-    present = [panel for panel in panels.values() if read(panel[0])]
+    panels = [
+        ("trials", "trials", "driver_cpu_seconds", "trivial trials", "driver CPU seconds"),
+        ("pictures", "pictures", "begin_cpu_seconds", "pictures listed", "CPU seconds"),
+        ("nodes", "nodes", "up_seconds", "nodes", "seconds until up"),
+        ("requests", "at_once", "median_ms", "requests at once", "median ms"),
+    ]
+    present = [panel for panel in panels if read(panel[0])]
     figure, all_axes = plt.subplots(
         1, len(present), figsize=(3.4 * len(present), 3.2), layout="constrained", squeeze=False
     )
-    for axes, (part, point, x_label, y_label) in zip(all_axes[0], present, strict=True):
+    for axes, (part, x_name, y_name, x_label, y_label) in zip(all_axes[0], present, strict=True):
         rows = read(part)
         if part == "requests":
             rows = [row for row in rows if row["path"] == rows[0]["path"]]
-        x, y = zip(*(point(row) for row in rows), strict=True)
+        x, y = [row[x_name] for row in rows], [row[y_name] for row in rows]
         axes.plot(x, y, marker="o", label="measured")
         axes.plot(x, [y[0] * value / x[0] for value in x], color="grey", linestyle=":", label="proportional")
         axes.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
