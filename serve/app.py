@@ -1,21 +1,66 @@
 """The Serve application: which deployments there are, and how much each may take on."""
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from serve.gate import read_keys
 from serve.ingress import Ingress
+from serve.ports import SegmenterCard
 from serve.settings import CARRIED_CLASSIFIER, Settings, StartError
+from serve.start_checks import check_machine, fail_if_deployment_fails
 
+API_KEYS = "PATCHWORK_API_KEYS"
 # More than the ingress lets in, so that the refusal is its own, in our form; what this limit holds back waits in
 # Serve's proxy.
 _INGRESS_ONGOING_REQUESTS = 1000
-# Models that take milliseconds: reserved so that a whole application fits on one core.
-_SMALL_CPUS = 0.25
+# Shares of a core and of a GPU for what takes milliseconds: one core, or one GPU, is enough to start.
+_SMALL_CPUS, _SMALL_GPUS = 0.25, 0.1
 _MAX_CPUS = 8
-API_KEYS = "PATCHWORK_API_KEYS"
+# Large models on a CPU take their time.
+_HEALTH_CHECK_TIMEOUT_S = 60
+# Questions about a picture go where its features are.
+_BY_PICTURE = RequestRouterConfig(
+    request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"  # pyright: ignore
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Models:
+    """What was learnt by loading them. nbytes: of all weights."""
+
+    image_size: int
+    segmenter: SegmenterCard
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """What each replica reserves. A replica of a segmentation model has `threads`, of which it reserves most."""
+
+    threads: int
+    num_model_stages: int
+    small_gpus: float
+    stage_gpus: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> "_Plan":
+        stages = 2 if settings.stages == "apart" else 1
+        cores = min(os.cpu_count() or 1, _MAX_CPUS)
+        on_gpu = settings.device == "cuda"
+        return cls(
+            threads=settings.cpus_per_replica or max(1, cores // (stages * settings.replicas)),
+            num_model_stages=stages,
+            small_gpus=_SMALL_GPUS if on_gpu else 0,
+            stage_gpus=(1 - _SMALL_GPUS) / stages if on_gpu else 0,
+        )
+
+    @property
+    def stage_cpus(self) -> float:
+        return self.threads - _SMALL_CPUS
 
 
 def build(settings: Settings) -> Application:
@@ -24,10 +69,9 @@ def build(settings: Settings) -> Application:
     Raises:
         StartError: something that the service needs is missing, or not what it should be; the sentence says what.
     """
-    # Here, not above: they import PyTorch, and a replica of the ingress, which imports this module, needs none.
+    # Here and below, not above: they import PyTorch, and replicas of the ingress, which import this module, need none.
     from core.runtime import resolve_device
     from serve.classifier import Classifier
-    from serve.segmenter import Segmenter
 
     keys = read_keys(os.environ.get(API_KEYS))
     try:
@@ -35,40 +79,67 @@ def build(settings: Settings) -> Application:
     except ValueError as error:
         raise StartError(f"device: {error}") from error
     settings = settings.model_copy(update={"device": device})
-    image_size = _check_classifier(settings)
-    card = _check_segmenter(settings)
+    plan = _Plan.of(settings)
+    models = _load_once(settings)
+    _check_machine(settings, plan, models)
+    fail_if_deployment_fails()
 
-    cpus = settings.cpus_per_replica or min(os.cpu_count() or 1, _MAX_CPUS)
-    classifier = Classifier.options(**_resources(settings, _SMALL_CPUS)).bind(settings)
-    segmenter = Segmenter.options(**_resources(settings, cpus - _SMALL_CPUS)).bind(settings, cpus)
+    classifier = Classifier.options(**_resources(settings, _SMALL_CPUS, plan.small_gpus)).bind(settings)
+    segmenter = _segmenter(settings, plan, models.segmenter)
     return Ingress.options(
         max_ongoing_requests=_INGRESS_ONGOING_REQUESTS,
-        # Whole CPUs are for models: one core must be enough to start.
         ray_actor_options={"num_cpus": 0},
-    ).bind(settings, image_size, classifier, segmenter, card, keys)
+        graceful_shutdown_timeout_s=settings.request_timeout_s,
+    ).bind(settings, models.image_size, classifier, segmenter, models.segmenter, keys)
 
 
-def _resources(settings: Settings, num_cpus: float) -> dict[str, Any]:
-    """Options of a deployment with a model."""
-    return {
-        "num_replicas": settings.replicas,
+def _segmenter(settings: Settings, plan: _Plan, card: SegmenterCard) -> Application:
+    from serve.segmenter import Segmenter
+    from serve.stages import ClipSegStage, Conductor, Sam2Stage
+
+    options = _resources(settings, plan.stage_cpus, plan.stage_gpus)
+    if settings.stages == "together":
+        return Segmenter.options(**options).bind(settings, plan.threads)
+    options["request_router_config"] = _BY_PICTURE
+    clipseg = ClipSegStage.options(name="ClipSeg", **options).bind(settings, plan.threads)
+    sam2 = Sam2Stage.options(name="Sam2", **options).bind(settings, plan.threads)
+    lead = Conductor.options(name="Segmenter", **_resources(settings, _SMALL_CPUS, 0))
+    return lead.bind(settings, card.low_res_size, plan.threads, clipseg, sam2)
+
+
+def _resources(settings: Settings, num_cpus: float, num_gpus: float) -> dict[str, Any]:
+    """Options of a deployment that works on what the ingress let in."""
+    options: dict[str, Any] = {
         # Admission is the ingress's affair: what was let in goes to a replica at once, to find company there. At the
         # limit Serve's router would try again only now and then.
         "max_ongoing_requests": 2 * settings.max_queued,
-        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": int(settings.device == "cuda")},
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus},
+        # What a replica has in hand when it is to stop, it answers.
+        "graceful_shutdown_timeout_s": settings.request_timeout_s,
+        "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
     }
+    if settings.max_replicas is None:
+        return options | {"num_replicas": settings.replicas}
+    scaling = {
+        "min_replicas": settings.replicas,
+        "max_replicas": settings.max_replicas,
+        # A full batch a replica; with more, the next one has to wait.
+        "target_ongoing_requests": settings.max_batch_size,
+    }
+    return options | {"autoscaling_config": scaling}
 
 
-def _check_classifier(settings: Settings) -> int:
-    """The side of the pictures that it takes. A replica loads it again on its own machine.
+def _load_once(settings: Settings) -> _Models:
+    """Load every model, and let it go again.
 
-    Loaded here first, a bad folder ends the start with one sentence; were it found by a replica, Serve would try again
-    and again.
+    A replica loads them again on its own machine. Loaded here first, a bad checkpoint ends the start with one sentence;
+    were it found by a replica, Serve would try again and again.
     """
     from core.checkpoint import CheckpointError, load
+    from serve.models import load_calibration, load_clipseg, load_sam2, segmenter_card
 
     try:
-        checkpoint = load(settings.classifier)
+        classifier = load(settings.classifier)
     except CheckpointError as error:
         if settings.classifier == CARRIED_CLASSIFIER and not CARRIED_CLASSIFIER.exists():
             raise StartError(
@@ -76,18 +147,30 @@ def _check_classifier(settings: Settings) -> int:
                 "name a checkpoint folder, such as classifier=results/patch_size/latest/best"
             ) from error
         raise StartError(f"classifier: {error}") from error
-    if checkpoint.model_config.in_channels != 3:
-        channels = checkpoint.model_config.in_channels
+    if classifier.model_config.in_channels != 3:
+        channels = classifier.model_config.in_channels
         raise StartError(f"classifier: the model in {settings.classifier} takes {channels} channels, pictures are RGB")
-    return checkpoint.model_config.image_size
-
-
-def _check_segmenter(settings: Settings) -> Any:
-    """The card of the models, which are loaded and left."""
-    from serve.models import load_calibration, load_clipseg, load_sam2, segmenter_card
-
+    # Here they are only looked at: the GPU is the replicas'.
+    on_cpu = settings.model_copy(update={"device": "cpu"})
     try:
         load_calibration(settings)
-        return segmenter_card(settings, load_clipseg(settings), load_sam2(settings))
+        clipseg, sam2 = load_clipseg(on_cpu), load_sam2(on_cpu)
     except ValueError as error:
         raise StartError(f"segmenter: {error}") from error
+    weights = [*classifier.model.parameters(), *clipseg.model.parameters(), *sam2.model.parameters()]
+    return _Models(
+        image_size=classifier.model_config.image_size,
+        segmenter=segmenter_card(settings, clipseg, sam2),
+        nbytes=sum(tensor.nbytes for tensor in weights),
+    )
+
+
+def _check_machine(settings: Settings, plan: _Plan, models: _Models) -> None:
+    leads = _SMALL_CPUS if settings.stages == "apart" else 0
+    num_stages = plan.num_model_stages
+    check_machine(
+        num_cpus=settings.replicas * (num_stages * plan.stage_cpus + _SMALL_CPUS + leads),
+        num_gpus=settings.replicas * (num_stages * plan.stage_gpus + plan.small_gpus),
+        num_bytes=settings.replicas * (models.nbytes + num_stages * settings.cache_bytes),
+        num_processes=1 + settings.replicas * (num_stages + 1 + bool(leads)),
+    )

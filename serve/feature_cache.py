@@ -1,7 +1,8 @@
 """Encoded pictures, kept until their memory is needed for newer ones."""
 
 import threading
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from cachetools import LRUCache
 
@@ -11,18 +12,19 @@ class Sized(Protocol):
     def nbytes(self) -> int: ...
 
 
-Features = TypeVar("Features", bound=Sized)
-
-
 class FeatureCache:
-    """Features by the model's revision and the picture's content, the least recently used going first.
+    """Features by the model's revision and the picture's content; the least recently used go first.
 
     Safe to use from many threads. On a GPU the bytes are the GPU's.
+
+    Args:
+        watch: told of every look-up whether it was a hit, and how many bytes are kept.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, watch: Callable[[bool, int], None] | None = None) -> None:
         self._kept: LRUCache[tuple[str, str], Any] = LRUCache(max_bytes, getsizeof=lambda kept: kept.nbytes)
         self._lock = threading.Lock()
+        self._watch = watch
 
     def get(self, revision: str, key: str) -> Any | None:
         with self._lock:
@@ -33,6 +35,11 @@ class FeatureCache:
         with self._lock:
             if features.nbytes <= self._kept.maxsize:
                 self._kept[revision, key] = features
+
+    def looked_up(self, *, hit: bool) -> None:
+        """Count a look-up."""
+        if self._watch is not None:
+            self._watch(hit, self.nbytes)
 
     @property
     def nbytes(self) -> int:

@@ -23,13 +23,22 @@ from serve.body_limit import BodyLimit
 from serve.gate import Gate
 from serve.metrics import RequestMetrics
 from serve.page import page_routes
-from serve.ports import ClassifierPort, LateError, SegmentAnswer, SegmentAsk, SegmenterCard, SegmenterPort
+from serve.ports import (
+    ClassifierPort,
+    LateError,
+    SegmentAnswer,
+    SegmentAsk,
+    SegmenterCard,
+    SegmenterPort,
+    StageDownError,
+)
 from serve.problems import Problem
 from serve.routes import picture_routes
 from serve.schemas import Classification, Limits, Live, ModelCard, Models, Ready, SegmenterModels, Vocabulary
 from serve.settings import Settings
 
 _READY_TIMEOUT_S = 5.0
+_RESTARTING = "A model is being restarted; try again shortly."
 
 
 def create_app(
@@ -150,6 +159,8 @@ class _RemoteSegmenter:
         outcome = await _answer(self._handle.segment.remote(ask))
         if isinstance(outcome, LateError):
             raise outcome
+        if isinstance(outcome, StageDownError):
+            raise Problem(problems.UNAVAILABLE, _RESTARTING)
         return outcome
 
 
@@ -163,7 +174,7 @@ async def _answer(response: Any) -> Any:
     except BackPressureError as error:
         raise Problem(problems.BUSY, "The models' queue is full; try again shortly.") from error
     except (DeploymentUnavailableError, RayActorError) as error:
-        raise Problem(problems.UNAVAILABLE, "A model is being restarted; try again shortly.") from error
+        raise Problem(problems.UNAVAILABLE, _RESTARTING) from error
 
 
 @serve.deployment()

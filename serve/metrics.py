@@ -1,6 +1,6 @@
 """Counters and histograms, through Ray's own: Prometheus reads them at each node's metrics port, prefixed `ray_`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ray.serve import metrics
 
@@ -34,18 +34,17 @@ class StageMetrics:
 
 
 class CacheMetrics:
-    """Of the encoded pictures."""
+    """Of the encoded pictures of a replica, closer looks included. A `FeatureCache` calls it."""
 
-    def __init__(self, nbytes: Callable[[], int]) -> None:
-        self._nbytes = nbytes
+    def __init__(self) -> None:
         self._lookups = metrics.Counter(
-            "patchwork_cache_lookups_total", "Requests by whether their picture was encoded already.", ("outcome",)
+            "patchwork_cache_lookups", "Look-ups of encoded pictures.", tag_keys=("outcome",)
         )
         self._bytes = metrics.Gauge("patchwork_cache_bytes", "Memory of the encoded pictures.")
 
-    def looked_up(self, hit: bool) -> None:
+    def __call__(self, hit: bool, nbytes: int) -> None:
         self._lookups.inc(1, {"outcome": "hit" if hit else "miss"})
-        self._bytes.set(self._nbytes())
+        self._bytes.set(nbytes)
 
 
 class RequestMetrics:
@@ -53,7 +52,7 @@ class RequestMetrics:
 
     def __init__(self) -> None:
         self._requests = metrics.Counter(
-            "patchwork_requests_total",
+            "patchwork_requests",
             "Requests by route and outcome.",
             ("path", "outcome"),  # pyright: ignore[reportArgumentType]
         )

@@ -1,7 +1,7 @@
 """CLIPSeg and SAM 2 as a replica holds them: calls for many requests at once, and no picture encoded twice."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from serve.feature_cache import FeatureCache
 from serve.ports import SegmenterCard
 from serve.settings import Settings
 
+CLIPSEG, SAM2 = "clipseg", "sam2"
 _BLANK = np.full((64, 64, 3), 127, np.uint8)
 
 
@@ -81,70 +82,76 @@ def _is_demo(settings: Settings) -> bool:
     return settings.preset == "demo" and settings.clipseg is None and settings.sam2 is None
 
 
-class GroundCalls:
+class _Calls:
+    """Calls of one model, and the features that it makes of pictures.
+
+    Args:
+        place: where an `EncodedImage` holds them.
+    """
+
+    def __init__(self, model: Any, place: str, cache: FeatureCache) -> None:
+        self._model, self._place, self._cache = model, place, cache
+
+    def recall(self, picture: EncodedImage, key: str) -> bool:
+        """Give the picture its features from the cache; whether they were there."""
+        known = self._cache.get(self._model.revision, key)
+        if known is None:
+            return False
+        setattr(picture, self._place, known)
+        self._cache.looked_up(hit=True)
+        return True
+
+    def _features(self, asked: Sequence[Asked]) -> tuple[list[Any], list[bool]]:
+        """Of every picture its features, made in one call where they are missing, and whether they were there."""
+        cached, missing = [], {}
+        for one in asked:
+            picture: EncodedImage = one.call.picture
+            cached.append(getattr(picture, self._place) is not None or self.recall(picture, one.key))
+            if not cached[-1]:
+                self._cache.looked_up(hit=False)
+                missing.setdefault(one.key, []).append(picture)
+        if missing:
+            fresh = self._model.encode_images([alike[0].image for alike in missing.values()])
+            for (key, alike), features in zip(missing.items(), fresh, strict=True):
+                self._cache.put(self._model.revision, key, features)
+                for picture in alike:
+                    setattr(picture, self._place, features)
+        return [getattr(one.call.picture, self._place) for one in asked], cached
+
+
+class GroundCalls(_Calls):
     """Heatmaps for several pictures in one call."""
 
     def __init__(self, grounder: Grounder, cache: FeatureCache) -> None:
-        self._grounder, self._cache = grounder, cache
+        super().__init__(grounder, "grounded", cache)
 
     def __call__(self, asked: Sequence[Asked]) -> list[Answered]:
-        pictures = [one.call.picture for one in asked]
-        keys = [one.key for one in asked]
-        cached = _fill(pictures, keys, "grounded", self._grounder.revision, self._grounder.encode_images, self._cache)
-        prompts = [one.call.prompts for one in asked]
-        heatmaps = self._grounder.heatmaps([picture.grounded for picture in pictures], prompts)
+        features, cached = self._features(asked)
+        heatmaps = self._model.heatmaps(features, [one.call.prompts for one in asked])
         return [Answered(logits.numpy(), hit) for logits, hit in zip(heatmaps, cached, strict=True)]
 
     def run_once(self) -> None:
         """Raises RuntimeError if the model gives numbers that are not finite."""
-        (logits,) = self._grounder.heatmaps(self._grounder.encode_images([_BLANK]), [["circle"]])
+        (logits,) = self._model.heatmaps(self._model.encode_images([_BLANK]), [["circle"]])
         if not np.isfinite(logits.numpy()).all():
-            raise RuntimeError(f"{self._grounder.revision} gives numbers that are not finite")
+            raise RuntimeError(f"{self._model.revision} gives numbers that are not finite")
 
 
-class DecodeCalls:
+class DecodeCalls(_Calls):
     """Masks for prompts on several pictures in one call."""
 
     def __init__(self, sam2: Sam2, cache: FeatureCache) -> None:
-        self._sam2, self._cache = sam2, cache
+        super().__init__(sam2, "encoded", cache)
 
     def __call__(self, asked: Sequence[Asked]) -> list[Answered]:
-        pictures = [one.call.picture for one in asked]
-        keys = [one.key for one in asked]
-        cached = _fill(pictures, keys, "encoded", self._sam2.revision, self._sam2.encode_images, self._cache)
-        features = [picture.encoded for picture, one in zip(pictures, asked, strict=True) for _ in one.call.prompts]
-        masks = iter(self._sam2.decode(features, [prompt for one in asked for prompt in one.call.prompts]))
+        features, cached = self._features(asked)
+        rows = [kept for kept, one in zip(features, asked, strict=True) for _ in one.call.prompts]
+        masks = iter(self._model.decode(rows, [prompt for one in asked for prompt in one.call.prompts]))
         return [Answered([next(masks) for _ in one.call.prompts], hit) for one, hit in zip(asked, cached, strict=True)]
 
     def run_once(self) -> None:
         """Raises RuntimeError if the model gives numbers that are not finite."""
         prompt = MaskPrompt(box_xyxy=np.array([8.0, 8.0, 56.0, 56.0]))
-        (masks,) = self._sam2.decode(self._sam2.encode_images([_BLANK]), [prompt])
+        (masks,) = self._model.decode(self._model.encode_images([_BLANK]), [prompt])
         if not np.isfinite(masks.mask_logits.numpy()).all():
-            raise RuntimeError(f"{self._sam2.revision} gives numbers that are not finite")
-
-
-def _fill(
-    pictures: Sequence[EncodedImage],
-    keys: Sequence[str],
-    place: str,
-    revision: str,
-    encode: Callable[[list[np.ndarray]], Sequence[Any]],
-    cache: FeatureCache,
-) -> list[bool]:
-    """Give every picture its features; says of each whether they were there before."""
-    cached = []
-    missing: dict[str, list[EncodedImage]] = {}
-    for picture, key in zip(pictures, keys, strict=True):
-        if getattr(picture, place) is None:
-            setattr(picture, place, cache.get(revision, key))
-        cached.append(getattr(picture, place) is not None)
-        if not cached[-1]:
-            missing.setdefault(key, []).append(picture)
-    if missing:
-        fresh = encode([same[0].image for same in missing.values()])
-        for (key, same), features in zip(missing.items(), fresh, strict=True):
-            cache.put(revision, key, features)
-            for picture in same:
-                setattr(picture, place, features)
-    return cached
+            raise RuntimeError(f"{self._model.revision} gives numbers that are not finite")

@@ -69,6 +69,10 @@ class LateError(Exception):
     """The time to answer in has passed."""
 
 
+class StageDownError(Exception):
+    """A model's replica went away while it worked on the request."""
+
+
 class ClassifierPort(Protocol):
     """What the routes need of a classifier; every method may raise `Problem`."""
 

@@ -106,10 +106,17 @@ def documented(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "description": "; ".join(kind.title for kind in kinds if kind.status == status),
-            "content": {MEDIA_TYPE: {"schema": ProblemDetails.model_json_schema()}},
+            "content": {MEDIA_TYPE: {"schema": _schema()}},
         }
         for status in sorted({kind.status for kind in kinds})
     }
+
+
+def _schema() -> dict[str, Any]:
+    # Whole: a reference would be looked up in the description's own components.
+    schema = ProblemDetails.model_json_schema()
+    schema["properties"]["errors"]["items"] = schema.pop("$defs")["FieldError"]
+    return schema
 
 
 def _request_id(request: Request) -> str | None:

@@ -207,6 +207,35 @@ class SegmenterModels(SegmenterName):
 
 
 class Models(BaseModel):
+    model_config = _example(
+        models=[
+            {
+                "name": "vit-cifar10",
+                "revision": "3f0c9a1b7d2e",
+                "dataset": "cifar10",
+                "class_names": ["airplane", "automobile"],
+                "image_size": 32,
+                "device": "cpu",
+            }
+        ],
+        segmenter={
+            "preset": "demo",
+            "clipseg": "clipseg@1f0c9a1b7d2e",
+            "sam2": "sam2@8e21b7a90c3d",
+            "device": "cpu",
+            "vocabulary": {"shapes": ["circle", "star"], "colours": ["red", "blue"], "sizes": ["small", "large"]},
+        },
+        limits={
+            "max_upload_bytes": 20971520,
+            "max_pixels": 40000000,
+            "max_prompts": 16,
+            "max_prompt_characters": 500,
+            "request_timeout_s": 30,
+            "formats": ["JPEG", "PNG"],
+            "urls": True,
+        },
+    )
+
     models: list[ModelCard] = Field(description="The classifiers.")
     segmenter: SegmenterModels
     limits: Limits
@@ -231,6 +260,15 @@ class FieldError(BaseModel):
 
 class ProblemDetails(BaseModel):
     """RFC 9457, sent as `application/problem+json`."""
+
+    model_config = _example(
+        type="urn:patchwork:problem:invalid-field",
+        title="A field of the request is missing or wrong",
+        status=422,
+        detail="prompts: Field required",
+        request_id="c2f1a7d0",
+        errors=[{"field": "prompts", "message": "Field required"}],
+    )
 
     type: str = Field(description="Stable: what a program should compare.")
     title: str

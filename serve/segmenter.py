@@ -1,9 +1,9 @@
-"""The segmenter as Ray Serve deployments: both models in one replica, or each on its own behind one that leads."""
+"""The segmenter as one Ray Serve deployment, with both models in each replica."""
 
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,21 +12,29 @@ from ray import serve
 from serve.batcher import Batcher, Call, Item
 from serve.feature_cache import FeatureCache
 from serve.metrics import CacheMetrics, StageMetrics
-from serve.models import Answered, DecodeCalls, GroundCalls, load_calibration, load_clipseg, load_sam2
+from serve.models import (
+    CLIPSEG,
+    SAM2,
+    Answered,
+    DecodeCalls,
+    GroundCalls,
+    load_calibration,
+    load_clipseg,
+    load_sam2,
+)
 from serve.ports import LateError, SegmentAnswer, SegmentAsk
 from serve.settings import Settings
-from serve.work import CLIPSEG, SAM2, Pace, Work
+from serve.work import Pace, Work
 
 # A replica that has answered within this time need not prove itself by a call for nothing.
 _PROVED_FOR_S = 10.0
-# Smaller arrays travel within the message anyway.
-_WORTH_STORING = 100_000
 
 
-class _Replica:
-    """Models in this process, behind one `Batcher`."""
+class ModelReplica:
+    """A replica with models behind one `Batcher`; both are made after the metrics, which say what they do."""
 
-    def __init__(self, settings: Settings, calls: dict[str, Any], num_cpus: int) -> None:
+    def __init__(self, settings: Settings, calls: Mapping[str, GroundCalls | DecodeCalls], num_cpus: int) -> None:
+        torch.set_num_threads(num_cpus)
         self._calls = calls
         self._metrics = StageMetrics()
         self._proved_at = 0.0
@@ -40,6 +48,14 @@ class _Replica:
         )
         self._run_once()
 
+    async def ready(self) -> None:
+        """That it answers at all means that the models have run."""
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        if time.monotonic() - self._proved_at > _PROVED_FOR_S:
+            await asyncio.to_thread(self._run_once)
+
     def _watch(self, stage: str, calls: Sequence[Call]) -> None:
         self._metrics.called(stage, calls)
         self._proved_at = time.monotonic()
@@ -48,14 +64,9 @@ class _Replica:
         for call in self._calls.values():
             call.run_once()
 
-    async def check_health(self) -> None:
-        """Called by Serve, which replaces the replica when this raises."""
-        if time.monotonic() - self._proved_at > _PROVED_FOR_S:
-            await asyncio.to_thread(self._run_once)
-
 
 @serve.deployment()
-class Segmenter(_Replica):
+class Segmenter(ModelReplica):
     """Both models in one replica: requests that are here at the same time share the calls of both.
 
     Raises:
@@ -64,16 +75,11 @@ class Segmenter(_Replica):
     """
 
     def __init__(self, settings: Settings, num_cpus: int) -> None:
-        torch.set_num_threads(num_cpus)
-        sam2, cache = load_sam2(settings), FeatureCache(settings.cache_bytes)
+        sam2, cache = load_sam2(settings), FeatureCache(settings.cache_bytes, CacheMetrics())
         self._calibration, self._low_res_size = load_calibration(settings), sam2.low_res_size
         self._pace = Pace()
-        self._cache_metrics = CacheMetrics(lambda: cache.nbytes)
         calls = {CLIPSEG: GroundCalls(load_clipseg(settings), cache), SAM2: DecodeCalls(sam2, cache)}
         super().__init__(settings, calls, num_cpus)
-
-    async def ready(self) -> None:
-        """That it answers at all means that the models have run."""
 
     async def segment(self, ask: SegmentAsk) -> SegmentAnswer | LateError:
         """The answer, or as a value, as raised it would come wrapped with a traceback, that it is too late for one."""
@@ -81,11 +87,9 @@ class Segmenter(_Replica):
         future: asyncio.Future[SegmentAnswer] = loop.create_future()
         _InLanes(Work(ask, self._calibration, self._low_res_size, self._pace), self._batcher, loop, future).start()
         try:
-            answer = await future
+            return await future
         except LateError as error:
             return error
-        self._cache_metrics.looked_up(answer.cached)
-        return answer
 
 
 class _InLanes:
@@ -115,7 +119,7 @@ class _InLanes:
             Item(
                 kind=self._work.kind,
                 payload=asked,
-                order=self._work.began,
+                order=self._work.order,
                 done=functools.partial(self._hear, place),
                 is_wanted=self._is_wanted,
                 can_wait=can_wait,

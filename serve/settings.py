@@ -78,7 +78,7 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="Where the models run. `auto` is CUDA if the machine that starts the service has it, else the CPU; "
-        "`cuda` reserves a GPU of the Ray cluster for every replica with a model.",
+        "`cuda` reserves the Ray cluster's GPUs in shares: one holds a replica of each model.",
     )
     dtype: Literal["auto", "bf16", "float32"] = Field(
         default="auto",

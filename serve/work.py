@@ -11,10 +11,9 @@ from core.segment.calibration import Calibration
 from core.segment.pipeline import Decode, EncodedImage, Flow, Ground, flow
 from core.segment.results import PromptResult
 from serve.batcher import Call
-from serve.models import Answered, Asked, content_key
+from serve.models import CLIPSEG, SAM2, Answered, Asked, content_key
 from serve.ports import LateError, SegmentAnswer, SegmentAsk, StageTimes
 
-CLIPSEG, SAM2 = "clipseg", "sam2"
 OUT_OF_TIME = "deadline"
 # How much one request's duration counts against those before it.
 _SMOOTHING = 0.2
@@ -38,15 +37,15 @@ class Pace:
 class Work:
     """Advances the flow of one request. Not thread-safe: one thread at a time.
 
-    `asked` is what the models are to be asked next, None once `answer` is there.
+    `asked` is what the models are to be asked next, None once `answer` is there. `order`: of requests, by wall clock.
 
     Raises, in `start` and `resume`:
         LateError: the time has passed, and there is not even a heatmap.
     """
 
     def __init__(self, ask: SegmentAsk, calibration: Calibration, low_res_size: int, pace: Pace) -> None:
-        self.began = time.perf_counter()
-        self.deadline = self.began + ask.timeout_s
+        self.order = time.time()
+        self.deadline = time.perf_counter() + ask.timeout_s
         self.asked: list[Asked] | None = None
         self.answer: SegmentAnswer | None = None
         self._ask, self._calibration, self._low_res_size, self._pace = ask, calibration, low_res_size, pace

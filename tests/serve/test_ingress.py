@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from serve.problems import Problem
 from serve.schemas import Classification, ModelCard, ModelName, Prediction
 from serve.settings import Settings
 
+ROOT = Path(__file__).resolve().parents[2]
 CARD = ModelCard(name="vit-tiny", revision="0", dataset="tiny", class_names=["cat"], image_size=8, device="cpu")
 
 SEGMENTER = SegmenterCard(
@@ -221,6 +224,12 @@ def test_a_failure_of_ours_is_not_shown() -> None:
     response = classify(picture(), StandIn(RuntimeError("secret: /root/weights")))
     assert_problem(response, 500, "internal-error")
     assert "secret" not in response.text
+
+
+def test_importing_it_brings_no_tensors() -> None:
+    code = "import serve.ingress, sys; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_the_description_offers_the_upload_and_the_errors() -> None:
