@@ -13,10 +13,9 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from transformers.utils.logging import disable_progress_bar
 
 from core.segment.calibration import Calibration
 from serve.batch_cluster import connect, plan_workers
@@ -66,7 +65,6 @@ def _prepare(flags: Flags) -> tuple[Job, Task, Input]:
         if inside and flags.recursive:
             raise UsageError(f"the output {store.root} lies within the input {source.root}; give another --output")
     try:
-        disable_progress_bar()  # ours is enough
         model: Any = task.load("cpu")  # workers load it again, where they are; a mistake is known here at once
     except ValueError as problem:
         raise UsageError(str(problem)) from problem
@@ -125,7 +123,7 @@ def _do_shards(flags: Flags, job: Job, task: Task, source: Input, pending: list[
         say(f"{job.num_pictures:,} pictures{earlier}{left_out}; {workers} workers load the models")
         work = Work(
             task=task,
-            source=source,
+            source=replace(source, files=()),  # what a glob matched is in the listing
             store=job.store,
             run=uuid.uuid4().hex,
             max_pixels=flags.max_pixels,

@@ -105,6 +105,9 @@ class Segmentation:
         Raises:
             ValueError: one of them cannot be loaded; the message names it.
         """
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # the job has its own
         clipseg, sam2 = PRESETS[self.preset]
         # The demo weights are looked up by every worker in its own copy of the project.
         segmenter = Segmenter.from_pretrained(clipseg=self.clipseg or clipseg, sam2=self.sam2 or sam2, device=device)

@@ -16,7 +16,7 @@ import torch
 from core.images import PictureError, decode
 from serve.batch_input import Input, Item
 from serve.batch_job import ERROR_SCHEMA, ERRORS, OVERLAYS, RESULTS, attempts_file, read_shard, write_part
-from serve.batch_models import Answers, Picture, Task
+from serve.batch_models import Picture, Task
 from serve.batch_storage import Store, is_local, read_bytes
 
 # A file is read whole; what is larger is no picture of an allowed size in any of the formats.
@@ -27,6 +27,9 @@ _READERS_OF_REMOTE_FILES = 8
 _ROWS_AT_ONCE = 16
 # Deaths of a shard's worker after which its pictures are taken one by one, to learn which of them is deadly.
 _DEATHS_BEFORE_CARE = 2
+# So many pictures that all fail in one way do not fail by themselves.
+_NO_COINCIDENCE = 4
+_Rows = list[dict[str, Any]]
 _DONE_SCHEMA = pa.schema(
     [
         ("shard", pa.int64()),
@@ -106,64 +109,61 @@ class ShardWorker:
         attempts = self._note_attempt(note)
         items = read_shard(work.store, shard)
         if attempts.begun > _DEATHS_BEFORE_CARE:
-            answers, unusable = self._carefully(items, attempts, note)
+            rows, unusable = self._carefully(shard, items, attempts, note)
         else:
-            answers, unusable = self._together(items)
-        if len(items) > 1 and all(one.by_storage for one in unusable) and len(unusable) == len(items):
+            rows, unusable = self._together(shard, items)
+        if len(unusable) == len(items) >= _NO_COINCIDENCE and all(one.by_storage for one in unusable):
             raise JobStopped(
                 f"not one of {len(items)} pictures that were listed can be fetched now, beginning with "
                 f"{unusable[0].name}: {unusable[0].error}"
             )
-        for name, data in answers.overlays.items():
-            work.store.write(f"{OVERLAYS}/part-{shard:06d}/{name}", data)
         if unusable:
             write_part(work.store, ERRORS, shard, [one.row() for one in unusable], ERROR_SCHEMA)
         # Last: this file is what says that the shard is done.
-        write_part(work.store, RESULTS, shard, answers.rows, work.task.schema)
+        write_part(work.store, RESULTS, shard, rows, work.task.schema)
         work.store.remove(note)
         return {"pictures": len(items), "unusable": len(unusable)}
 
-    def _together(self, items: Sequence[tuple[int, Item]]) -> tuple[Answers, list[_Unusable]]:
-        answers, unusable, batch = Answers(), [], []
+    def _together(self, shard: int, items: Sequence[tuple[int, Item]]) -> tuple[_Rows, list[_Unusable]]:
+        rows: _Rows = []
+        unusable, batch = [], []
         for picture in self._pictures(items):
             if isinstance(picture, _Unusable):
                 unusable.append(picture)
                 continue
             pixels = sum(one.image.size // 3 for one in (*batch, picture))
             if batch and (len(batch) == self._work.batch_size or pixels > _PIXELS_AT_ONCE):
-                unusable += self._ask(batch, answers)
+                unusable += self._ask(shard, batch, rows)
                 batch = []
             batch.append(picture)
-        unusable += self._ask(batch, answers)
-        return answers, sorted(unusable, key=lambda one: one.image_id)
+        unusable += self._ask(shard, batch, rows)
+        return rows, sorted(unusable, key=lambda one: one.image_id)
 
-    def _ask(self, batch: Sequence[Picture], answers: Answers) -> list[_Unusable]:
-        """Add the answers about a batch; one picture that the model fails on must not fail the others."""
+    def _ask(self, shard: int, batch: Sequence[Picture], rows: _Rows) -> list[_Unusable]:
+        """Add the answers about a batch to the rows; one picture that the model fails on must not fail the others."""
         if not batch:
             return []
         try:
-            fresh = self._work.task.answer(self._model, batch)
-        except (
-            RuntimeError,
-            ValueError,
-            MemoryError,
-        ) as error:  # PyTorch's own, out of memory among them, are RuntimeErrors
+            answers = self._work.task.answer(self._model, batch)
+        except (RuntimeError, ValueError, MemoryError) as error:  # PyTorch's own, such as for memory, are RuntimeErrors
             if len(batch) == 1:
                 kind = type(error).__name__
                 return [_Unusable(batch[0].image_id, batch[0].name, f"The model failed on it: {kind}: {error}")]
-            failed = [one for picture in batch for one in self._ask([picture], answers)]
-            if len(failed) == len(batch):
+            failed = [one for picture in batch for one in self._ask(shard, [picture], rows)]
+            if len(failed) == len(batch) >= _NO_COINCIDENCE:
                 raise JobStopped(f"the model fails on every picture: {error}") from error
             return failed
-        answers.rows += fresh.rows
-        answers.overlays |= fresh.overlays
+        for name, data in answers.overlays.items():
+            self._work.store.write(f"{OVERLAYS}/part-{shard:06d}/{name}", data)
+        rows += answers.rows
         return []
 
     def _carefully(
-        self, items: Sequence[tuple[int, Item]], attempts: _Attempts, note: str
-    ) -> tuple[Answers, list[_Unusable]]:
+        self, shard: int, items: Sequence[tuple[int, Item]], attempts: _Attempts, note: str
+    ) -> tuple[_Rows, list[_Unusable]]:
         """One picture at a time, each noted before it is touched; one over which a worker died twice is left out."""
-        answers, unusable = Answers(), []
+        rows: _Rows = []
+        unusable = []
         for image_id, item in items:
             deaths = attempts.deaths.get(str(image_id), 0)
             if deaths > 1:
@@ -172,11 +172,10 @@ class ShardWorker:
                 continue
             attempts.doing = image_id
             self._save(note, attempts)
-            some, failed = self._together([(image_id, item)])
-            answers.rows += some.rows
-            answers.overlays |= some.overlays
+            some, failed = self._together(shard, [(image_id, item)])
+            rows += some
             unusable += failed
-        return answers, unusable
+        return rows, unusable
 
     def _note_attempt(self, note: str) -> _Attempts:
         try:

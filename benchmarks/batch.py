@@ -1,0 +1,224 @@
+"""Is a batch job as fast as its models, and does its memory stay flat?
+
+    python -m benchmarks.batch
+    python -m benchmarks.batch --parts speed --rounds 5 --output docs/records/benchmarks/batch.json
+    python -m benchmarks.batch --parts memory --memory-pictures 500 2000
+
+Generated scenes of 256x256 pixels as PNG files, and the demo weights. Speed, over the same files and prompts:
+
+- documented: CLIPSeg and SAM 2 as their documentation shows them, a picture and a prompt at a time, in a plain loop;
+- one process: `Segmenter.segment` on batches of 16 pictures, with as many threads as the machine has cores;
+- job: `python serve/batch.py`, which also writes its results. Its rate counts from the beginning of the first shard;
+  what comes before it, once a job (Ray, processes, models), is printed beside it.
+
+Rounds are interleaved; a ratio is that of one round, and the median is judged. The two loops keep nothing of what they
+find. Memory is the sum of pss (a page that n processes map counts 1/n in each) over the job's processes, Ray's
+own among them, every second; the peak is judged (Linux only: /proc/PID/smaps_rollup).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from PIL import Image
+
+from benchmarks.process_memory import MEGABYTE, family, usage_of
+from benchmarks.prototype import Prototype
+from benchmarks.record import Verdict, conclude, spread
+from core.images import decode
+from core.segment.pipeline import Segmenter
+from core.segment.scenes import generate_scene, render
+
+# Shapes and colours that about half of the pictures show, and words for what none does.
+PROMPTS = ("circle", "star", "red object", "blue object", "green ring", "small heart", "zebra", "diamond")
+_FIRST_SEED = 20_000_000
+_MAX_PIXELS = 40_000_000
+_BATCH = 16
+_BATCH_PROGRAM = Path(__file__).resolve().parent.parent / "serve" / "batch.py"
+_SECONDS_BETWEEN_SAMPLES = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Flags of the benchmark."""
+
+    parts: tuple[Literal["speed", "memory"], ...] = ("speed", "memory")
+    """What to measure."""
+    pictures: int = 256
+    """Pictures of a round of the speed measurement."""
+    rounds: int = 3
+    """How often each of the three is timed."""
+    prompts: int = len(PROMPTS)
+    """How many prompts every picture is asked for, from 1 to 8."""
+    memory_pictures: tuple[int, int] = (2000, 8000)
+    """Pictures of the two jobs whose memory is compared."""
+    memory_prompts: int = 2
+    """How many prompts each of their pictures is asked for."""
+    output: Path | None = None
+    """Write a JSON record here."""
+
+
+def write_scenes(folder: Path, count: int, *, different: int = 1000) -> None:
+    """PNG files; beyond `different` of them, links to those before under names of their own."""
+    folder.mkdir()
+    for number in range(count):
+        file = folder / f"{number:06d}.png"
+        if number < different:
+            image, _ = render(generate_scene(_FIRST_SEED + number), 256)
+            Image.fromarray(image).save(file)
+        else:
+            os.link(folder / f"{number % different:06d}.png", file)
+
+
+def documented(prototype: Prototype, files: Sequence[Path], prompts: Sequence[str]) -> None:
+    """The plain loop."""
+    for file in files:
+        image = decode(file.read_bytes(), max_pixels=_MAX_PIXELS)
+        for prompt in prompts:
+            prototype.segment(image, prompt)
+
+
+def one_process(segmenter: Segmenter, files: Sequence[Path], prompts: Sequence[str]) -> None:
+    """The batched pipeline without Ray."""
+    for start in range(0, len(files), _BATCH):
+        images = [decode(file.read_bytes(), max_pixels=_MAX_PIXELS) for file in files[start : start + _BATCH]]
+        segmenter.segment(images, [prompts] * len(images))
+
+
+def start_job(folder: Path, prompts: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
+    """`python serve/batch.py` with its defaults."""
+    asked = [word for prompt in prompts for word in ("--prompt", prompt)]
+    command = [sys.executable, str(_BATCH_PROGRAM), str(folder), *asked, "--output", str(output)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def figures_of(process: subprocess.Popen[bytes], output: Path) -> dict[str, Any]:
+    """What the job noted about itself, once it has ended well."""
+    if process.wait() != 0:
+        raise RuntimeError(f"the job ended with exit code {process.returncode}")
+    (run,) = json.loads((output / "batch.json").read_text())["runs"]
+    return {name: run[name] for name in ("pictures", "seconds", "startup_s", "pictures_per_s", "workers")}
+
+
+def rate(call: Callable[[], None], pictures: int) -> float:
+    """Pictures a second."""
+    start = time.perf_counter()
+    call()
+    return pictures / (time.perf_counter() - start)
+
+
+def measure_speed(settings: Settings, place: Path) -> tuple[dict[str, Any], list[Verdict]]:
+    """The three rates, round by round."""
+    prompts = PROMPTS[: settings.prompts]
+    folder = place / "speed"
+    write_scenes(folder, settings.pictures, different=settings.pictures)
+    files = sorted(folder.iterdir())
+    segmenter = Segmenter.from_preset("demo")
+    prototype = Prototype(segmenter)
+    documented(prototype, files[:2], prompts)
+    one_process(segmenter, files[:_BATCH], prompts)
+    print(f"{len(files)} pictures, {len(prompts)} prompts, {torch.get_num_threads()} threads; pictures a second\n")
+    print(f"{'':8}{'documented':>12}{'one process':>13}{'job':>8}{'start-up':>12}{'with all':>10}")
+    rounds = []
+    for turn in range(settings.rounds):
+        theirs = rate(lambda: documented(prototype, files, prompts), len(files))
+        alone = rate(lambda: one_process(segmenter, files, prompts), len(files))
+        output = place / f"job-{turn}"
+        job = figures_of(start_job(folder, prompts, output), output)
+        whole = job["pictures"] / job["seconds"]
+        rounds.append({"documented": theirs, "one_process": alone, **job})
+        print(
+            f"round {turn + 1:<2}{theirs:12.2f}{alone:13.2f}{job['pictures_per_s']:8.2f}{job['startup_s']:10.1f} s"
+            f"{whole:10.2f}",
+            flush=True,
+        )
+    over_documented = spread([one["pictures_per_s"] / one["documented"] for one in rounds])
+    over_one_process = spread([100 * one["pictures_per_s"] / one["one_process"] for one in rounds])
+    print(f"\njob over documented: {over_documented.text()}; over one process: {over_one_process.text('.0f')}%")
+    verdicts = [
+        Verdict(
+            claim="the job over a plain loop over the documented pipeline",
+            measured=over_documented.median,
+            target=2,
+            unit="times",
+        ),
+        Verdict(
+            claim="the job's rate as a share of the pipeline's in one process",
+            measured=over_one_process.median,
+            target=90,
+            unit="%",
+        ),
+    ]
+    figures = {
+        "rounds": rounds,
+        "over_documented": asdict(over_documented),
+        "share_of_one_process_percent": asdict(over_one_process),
+    }
+    return figures, verdicts
+
+
+def measure_memory(settings: Settings, place: Path) -> tuple[dict[str, Any], list[Verdict]]:
+    """The peaks of two jobs, one with more pictures than the other."""
+    prompts = PROMPTS[: settings.memory_prompts]
+    jobs = []
+    print(f"\n{'pictures':>10}{'peak MB':>10}{'last tenth':>12}{'processes':>11}{'pictures/s':>12}")
+    for count in settings.memory_pictures:
+        folder, output = place / f"memory-{count}", place / f"memory-job-{count}"
+        write_scenes(folder, count)
+        process = start_job(folder, prompts, output)
+        samples, processes = [], 0
+        while process.poll() is None:
+            total, alive = pss_below(os.getpid())
+            samples.append(total)
+            processes = max(processes, alive)
+            time.sleep(_SECONDS_BETWEEN_SAMPLES)
+        job = figures_of(process, output)
+        late = max(samples[-max(1, len(samples) // 10) :])
+        jobs.append({"pictures": count, "peak_mb": max(samples), "last_tenth_mb": late, "processes": processes, **job})
+        print(f"{count:10,}{max(samples):10.0f}{late:12.0f}{processes:11}{job['pictures_per_s']:12.2f}", flush=True)
+    few, many = jobs
+    verdict = Verdict(
+        claim=f"peak memory with {many['pictures']:,} pictures as a share of that with {few['pictures']:,}",
+        measured=100 * many["peak_mb"] / few["peak_mb"],
+        target=110,
+        unit="%",
+        higher_is_better=False,
+    )
+    return {"memory": jobs}, [verdict]
+
+
+def pss_below(pid: int) -> tuple[float, int]:
+    """MB held by all descendants of this process, and how many they are; without the process itself."""
+    total, alive = 0.0, 0
+    for child in family().keys() - {pid}:
+        with suppress(OSError):  # it has ended since
+            total += usage_of(child).pss
+            alive += 1
+    return total, alive
+
+
+def main(settings: Settings) -> None:
+    """Measure, print, judge."""
+    figures: dict[str, Any] = {"prompts": PROMPTS, "megabyte": MEGABYTE}
+    verdicts: list[Verdict] = []
+    with tempfile.TemporaryDirectory(prefix="patchwork-batch-") as place:
+        for part, measure in (("speed", measure_speed), ("memory", measure_memory)):
+            if part in settings.parts:
+                fresh, judged = measure(settings, Path(place))
+                figures |= fresh
+                verdicts += judged
+    conclude("batch", settings, figures, verdicts, settings.output)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
