@@ -107,7 +107,7 @@ def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path)
         time.sleep(0.2)
 
 
-# Not for the session: Playwright keeps an event loop running in this thread, beside which other tests cannot run theirs.
+# Not for the session: Playwright keeps an event loop running in this thread, where other tests want to run theirs.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if not Path(CHROMIUM).is_file():

@@ -14,7 +14,7 @@ FOCUS = """() => {
     const { outlineStyle, outlineWidth } = getComputedStyle(one.name === "view" ? one.nextElementSibling : seen);
     const box = seen.getBoundingClientRect();
     return {
-        name: one.getAttribute("aria-label") ?? one.labels?.[0]?.textContent ?? one.textContent,
+        name: one.ariaLabel ?? one.labels?.[0]?.textContent ?? (one.textContent || one.querySelector("img")?.alt),
         isMarked: outlineStyle === "solid" && parseFloat(outlineWidth) >= 2,
         isInSight: box.bottom > 0 && box.top < innerHeight,
     };
@@ -102,7 +102,7 @@ def test_a_phone_never_scrolls_sideways(browser: Browser, url: str, width: int) 
     # The picture stays in sight while its slider is moved.
     page.get_by_label("Threshold").nth(1).scroll_into_view_if_needed()
     expect(page.locator("#canvas")).to_be_in_viewport()
-    page.get_by_label("Heatmap").check()
+    page.get_by_role("radio", name="Heatmap").check()
     assert widths() == [width, width]
     page.get_by_role("tab", name="Classify").tap()
     page.get_by_role("button", name="Classify", exact=True).tap()

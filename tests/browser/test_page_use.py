@@ -84,16 +84,16 @@ def test_the_heatmap_of_each_prompt_can_be_seen(page: Page) -> None:
     bare = canvas(page)
     ask(page, *PROMPTS)
     masked = canvas(page)
-    page.get_by_label("Heatmap").check()
+    page.get_by_role("radio", name="Heatmap").check()
     rings = canvas(page)
     page.locator("#heat-of").select_option("black star")
     star = canvas(page)
     assert (rings != star).any(-1).mean() > 0.02
     page.locator("#canvas").hover(position={"x": 30, "y": 30})
     expect(page.locator("#readout")).to_have_text("heat 0.00")
-    page.get_by_label("Picture", exact=True).check()
+    page.get_by_role("radio", name="Picture").check()
     np.testing.assert_array_equal(canvas(page), bare)
-    page.get_by_label("Masks").check()
+    page.get_by_role("radio", name="Masks").check()
     np.testing.assert_array_equal(canvas(page), masked)
 
 
