@@ -9,9 +9,9 @@ def ranking(levels: Sequence[Level], noun: str) -> str:
     """The winner (in validation), how far its test accuracy is from the others', and whether chance explains it."""
     best, *others = levels
     name = _capitalised(f"{noun} {best.value}")
-    text = f"{name} is best: {_accuracy(best)} test accuracy"
     if not others:
-        return f"{text}; no other could be trained."
+        return f"{name} has {_accuracy(best)} test accuracy, and nothing to be compared with."
+    text = f"{name} is best: {_accuracy(best)} test accuracy"
     second, last = others[0], others[-1]
     text += f", {distance(best, second)} {noun} {second.value}{doubt(best, second)}"
     if last is not second:
