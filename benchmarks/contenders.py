@@ -25,7 +25,12 @@ from core.segment.scenes import draw_queries, generate_scene, render
 
 ROOT = Path(__file__).resolve().parent.parent
 # A Ray of its own, whatever else runs on this machine.
-_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local"}
+_RAY = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ADDRESS": "local",
+    "RAY_raylet_start_wait_time_s": "120",
+}
 _START_S = 300.0
 _STOP_S = 60.0
 _BOUNDARY = "patchwork-benchmark"

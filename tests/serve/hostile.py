@@ -62,6 +62,13 @@ def uploads(seed: int, sane: Fields, hostile: Callable[[Random], tuple[str, byte
         )
 
 
+def any_picture(seed: int) -> bytes:
+    """A good or a bad one; good ones are about as many."""
+    rng = np.random.default_rng(seed)
+    kinds = PICTURES if rng.integers(2) else READABLE
+    return kinds[rng.integers(len(kinds))](rng)
+
+
 def classify_uploads(seed: int) -> Iterator[Upload]:
     """For `/v1/classify`."""
 
