@@ -3,33 +3,67 @@
 import contextlib
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-import ray
-from support import TINY, descendants_named, start
+from support import ROOT, TINY, descendants_named, start
 
-from benchmarks.node_deaths import Settings, check_resumed, cluster_of_nodes, run
-from sweeps.cluster import check_sees
-from sweeps.flags import UsageError
+from benchmarks.node_deaths import check_resumed
 from sweeps.results import SweepResults, load
 from sweeps.runner import MAX_MACHINE_FAILURES
 
 
+# Ray's simulated nodes leave sockets open in the process that makes them, so each test has one for them.
+ASK_FOR_A_FOLDER = """
+import sys
+from pathlib import Path
+import ray
+from benchmarks.node_deaths import cluster_of_nodes
+from sweeps.cluster import check_sees
+from sweeps.flags import UsageError
+with cluster_of_nodes(1) as cluster:
+    ray.init(cluster.address, log_to_driver=False)
+    check_sees(Path(sys.argv[1]))
+    try:
+        check_sees(Path(sys.argv[1], "elsewhere"))
+    except UsageError as error:
+        print("refused:", error)
+    ray.shutdown()
+"""
+
+
+def run_program(*words: str) -> str:
+    """What a Python program prints that must end well."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def kill_nodes(record: Path, *flags: str) -> list[dict[str, Any]]:
+    """The kills of `benchmarks.node_deaths`, which ends badly if a number differs or a trial began again."""
+    run_program("-m", "benchmarks.node_deaths", *flags, "--output", str(record))
+    return json.loads(record.read_text())["kills"]
+
+
 def test_a_node_killed_once_changes_no_number(tmp_path: Path) -> None:
-    _, (kill,) = run(Settings(kills=1, undisturbed=1, budget=1e10, seeds=1), tmp_path)
-    assert kill.seconds > kill.moment_s
+    flags = ("--kills", "1", "--undisturbed", "1", "--budget", "1e10", "--seeds", "1")
+    (kill,) = kill_nodes(tmp_path / "record.json", *flags)
+    assert kill["seconds"] > kill["moment_s"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_nodes_killed_at_ten_random_moments_change_no_number(tmp_path: Path) -> None:
-    _, kills = run(Settings(), tmp_path)
+    kills = kill_nodes(tmp_path / "record.json")
     assert len(kills) == 10
-    assert sum(kill.interrupted > 0 for kill in kills) >= 5, "most kills must strike a trial at work"
+    assert sum(kill["interrupted"] > 0 for kill in kills) >= 5, "most kills must strike a trial at work"
 
 
 def test_a_trial_begun_again_from_nothing_would_be_noticed(tmp_path: Path) -> None:
@@ -72,11 +106,5 @@ def test_a_trial_that_gets_on_may_be_preempted_more_often_than_it_may_fail(tmp_p
 
 
 def test_a_folder_that_another_node_does_not_see_is_refused(tmp_path: Path) -> None:
-    with cluster_of_nodes(1) as cluster:
-        ray.init(cluster.address, log_to_driver=False)
-        try:
-            check_sees(tmp_path)
-            with pytest.raises(UsageError, match=r"does not see .*/elsewhere; give a --storage that all nodes reach"):
-                check_sees(tmp_path / "elsewhere")
-        finally:
-            ray.shutdown()
+    told = run_program("-c", ASK_FOR_A_FOLDER, str(tmp_path))
+    assert re.search(r"refused: node \S+ of the cluster does not see \S+/elsewhere; give a --storage that all", told)
