@@ -19,7 +19,6 @@ from benchmarks.node_deaths import check_resumed
 from sweeps.results import SweepResults, load
 from sweeps.runner import MAX_MACHINE_FAILURES
 
-
 # Ray's simulated nodes leave sockets open in the process that makes them, so each test has one for them.
 ASK_FOR_A_FOLDER = """
 import sys
