@@ -31,7 +31,7 @@ _RAY = {
     "RAY_ADDRESS": "local",
     "RAY_raylet_start_wait_time_s": "120",
 }
-_START_S = 300.0
+_START_S = 900.0
 _STOP_S = 60.0
 _BOUNDARY = "patchwork-benchmark"
 

@@ -196,6 +196,8 @@ class Ingress:
         self._card, self._keys = card, keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        # For the whole process: the context manager for warnings is not safe with the threads that decode.
+        # For the whole process: the context manager for warnings is not safe with the threads that decode. Pillow has a
+        # warning for each damaged EXIF entry, by the thousand in one file, and Python remembers every one it has shown.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return create_app(self._settings, self._image_size, self._classifier, self._segmenter, self._card, self._keys)
