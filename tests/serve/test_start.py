@@ -1,0 +1,111 @@
+"""Starts that cannot succeed: the real `serve run`, up to where Ray would start, says one sentence and fails."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from live import RAY_ENVIRONMENT
+from ray.serve.scripts import cli
+
+from serve.settings import CARRIED_CLASSIFIER
+from serve.start_checks import fail_if_deployment_fails
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def port_8000_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.start_checks._check_port", lambda: None)
+
+
+def serve_run(*words: str, **environment: str) -> Result:
+    result = CliRunner().invoke(cli, ["run", "serve.config", *words], env={**RAY_ENVIRONMENT, **environment})
+    assert result.exit_code == 1, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in result.output
+    return result
+
+
+def sentence(result: Result) -> str:
+    (line,) = re.findall(r"^Error: (.*)$", result.output, re.MULTILINE)
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["classifier=nowhere"], "nowhere is not a checkpoint folder"),
+        (["classifier=nowhere", "batch=3"], "there is no setting 'batch'"),
+        (["max_pixels=many"], "max_pixels=many: "),
+        (["clipseg=no/such-model"], "no CLIPSeg checkpoint can be loaded from 'no/such-model'"),
+        (["sam2=no/such-model"], "there is no folder or file 'no/such-model'"),
+        (["calibration=nowhere.json"], "nowhere.json cannot be read"),
+        (["replicas=500"], "the replicas need 500 CPUs, this machine has"),
+        (["cache_mb=1000000"], "GiB of memory"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    port_8000_is_free: None, checkpoint_folder: Path, words: list[str], expected: str
+) -> None:
+    if not any(word.startswith("classifier") for word in words):
+        words = [f"classifier={checkpoint_folder}", *words]
+    assert expected in sentence(serve_run(*words, HF_HUB_OFFLINE="1"))
+
+
+def test_a_key_that_nobody_should_use(checkpoint_folder: Path) -> None:
+    said = sentence(serve_run(f"classifier={checkpoint_folder}", PATCHWORK_API_KEYS="secret"))
+    assert "PATCHWORK_API_KEYS: key 1 is not usable" in said and "secret" not in said
+
+
+def test_a_copy_without_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    missing = tmp_path / "cifar10"
+    monkeypatch.setattr("serve.app.CARRIED_CLASSIFIER", missing)
+    assert "lacks the weights that it should carry" in sentence(serve_run(f"classifier={missing}"))
+    assert CARRIED_CLASSIFIER.parts[-3:] == ("core", "weights", "cifar10")
+
+
+@pytest.fixture
+def taken_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        monkeypatch.setattr("serve.start_checks._ADDRESS", listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def test_a_port_that_is_taken(taken_port: int, checkpoint_folder: Path) -> None:
+    said = sentence(serve_run(f"classifier={checkpoint_folder}"))
+    assert said.startswith(f"127.0.0.1:{taken_port} is taken by another program")
+
+
+def test_as_a_process_from_another_folder(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("serve")), "run", "serve.config", "classifier=nowhere"]
+    environment = {**os.environ, **RAY_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 1
+    (line,) = [line for line in run.stderr.splitlines() if "INFO" not in line]
+    assert line.startswith(f"Error: classifier: {tmp_path / 'nowhere'} is not a checkpoint folder")
+
+
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError("a replica failed"), 1), (KeyboardInterrupt(), 0)])
+def test_serve_run_fails_when_a_deployment_does(error: BaseException, code: int) -> None:
+    @click.command()
+    def run() -> None:
+        # As `serve run` ends, whatever the reason.
+        fail_if_deployment_fails()
+        try:
+            raise error
+        except (Exception, KeyboardInterrupt):
+            sys.exit()
+
+    result = CliRunner().invoke(run)
+    assert result.exit_code == code
+    assert ("did not start" in result.output) == bool(code)
