@@ -107,7 +107,10 @@ def megabytes(pid: int) -> dict[str, float]:
     held: Counter[str] = Counter()
     for one, command in family(pid).items():
         with suppress(OSError):  # it has ended meanwhile
-            held[command.split(" ")[0].rpartition("/")[2]] += usage_of(one).pss  # type: ignore[assignment]
+            name = command.split(" ")[0].rpartition("/")[2]
+            if name.startswith("ray::"):
+                name = name.split(".")[0]  # without the method that runs just now
+            held[name] += usage_of(one).pss  # type: ignore[assignment]
     return dict(held)
 
 

@@ -225,6 +225,8 @@ def draw(rows: Sequence[Row], limit: float, file: Path) -> None:
             axes.errorbar(steps, middles, yerr=bars, marker="o", capsize=3, label=name)
         axes.set(xscale="log", yscale="log", xlabel="requests on their way", title=title)
         axes.set_xticks(steps, [str(step) for step in steps])
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.3)
     left.axhline(limit, linestyle="--", color="grey", label=CEILING)
     left.legend()
