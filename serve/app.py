@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
 
 from serve.gate import read_keys
 from serve.ingress import Ingress
@@ -22,10 +21,6 @@ _SMALL_CPUS, _SMALL_GPUS = 0.25, 0.1
 _MAX_CPUS = 8
 # Large models on a CPU take their time.
 _HEALTH_CHECK_TIMEOUT_S = 60
-# Questions about a picture go where its features are.
-_BY_PICTURE = RequestRouterConfig(
-    request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"  # pyright: ignore
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +95,6 @@ def _segmenter(settings: Settings, plan: _Plan, card: SegmenterCard) -> Applicat
     options = _resources(settings, plan.stage_cpus, plan.stage_gpus)
     if settings.stages == "together":
         return Segmenter.options(**options).bind(settings, plan.threads)
-    options["request_router_config"] = _BY_PICTURE
     clipseg = ClipSegStage.options(name="ClipSeg", **options).bind(settings, plan.threads)
     sam2 = Sam2Stage.options(name="Sam2", **options).bind(settings, plan.threads)
     lead = Conductor.options(name="Segmenter", **_resources(settings, _SMALL_CPUS, 0))

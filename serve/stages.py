@@ -185,8 +185,7 @@ class Conductor:
             assert work.asked is not None
             stage = self._stages[work.kind]
             questions = [self._question(asked, work, stored) for asked in work.asked]
-            # By its key, a picture always goes to the replica that knows it.
-            responses = [stage.options(session_id=one.key).ask.remote(one) for one in questions]
+            responses = [stage.ask.remote(one) for one in questions]
             replies = await asyncio.gather(*map(_heard, responses))
             if any(isinstance(reply, LateError) for reply in replies):
                 raise LateError
