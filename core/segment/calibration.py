@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
-EVIDENCE = ("peak", "first_look", "first_contrast", "closer_look", "closer_contrast", "agreement")
+EVIDENCE = ("peak", "first_look", "contrast", "closer_look", "agreement")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,8 @@ class Calibration:
     presence_bias, presence_weights: of a logistic regression on `EVIDENCE`, each a logit, but for the agreement.
     min_presence: what is less probable is taken to be absent.
     rivals: groups of words that exclude one another, such as the names of shapes. A prompt with one of them is held
-        against the same prompt with each of the others; none are needed, but they tell apart what looks alike.
+        against the same prompt with each of the others, and what the first look gave to them is looked at again; none
+        are needed, but they find what is small, and tell apart what looks alike.
     """
 
     temperature: float = 1.0
@@ -49,7 +50,7 @@ class Calibration:
     blend: float = 0.3
     rounds: int = 1
     presence_bias: float = -3.0
-    presence_weights: tuple[float, ...] = (0.2, 0.4, 0.0, 0.4, 0.4, 3.0)
+    presence_weights: tuple[float, ...] = (0.2, 0.4, 0.2, 0.6, 3.0)
     min_presence: float = 0.5
     rivals: tuple[tuple[str, ...], ...] = ()
 

@@ -6,7 +6,7 @@ one call of the model; a service can run the same flow against models that live 
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from core.segment.regions import (
     Region,
     Window,
     closer_window,
-    contrast,
     evidence,
     find_regions,
     find_rivals,
+    is_cut_off,
     look_closer,
     presence_of,
     sample,
@@ -48,6 +48,8 @@ PRESETS = {
 }
 # Words that compare with the rest of the picture: a closer look, which leaves the rest out, must not be asked for them.
 _RELATIVE = {"small", "large", "big", "little", "tiny", "huge"}
+# How often a window that cuts an object off is widened.
+_WIDER_LOOKS = 2
 # Pictures that are worked on together: what bounds the memory of a call.
 _PICTURES_AT_ONCE = 16
 # Two answers to one prompt that overlap more than this are one object.
@@ -317,41 +319,39 @@ def _look_closer(
     options: SegmentOptions,
     calibration: Calibration,
 ) -> Generator[list[Ground], list[Any], list[_Object]]:
-    """Look closer at what is small, with the prompt and its rivals: it is found again, or dropped."""
+    """Look closer at what is small: it is found again, or dropped. What the window cuts off wants a wider one."""
     size = (picture.image.shape[0], picture.image.shape[1])
     alone = [_alone(prompt) for prompt in prompts]
-    rivals = [calibration.rivals_of(prompt) for prompt in alone]
-    windows = [closer_window(one.region, size, calibration) for one in objects]
-    views: dict[Window, EncodedImage] = {}
-    texts: dict[Window, dict[str, None]] = {}
-    for one, window in zip(objects, windows, strict=True):
-        if window is not None:
-            if window not in views:
-                part = picture.image[window.top : window.bottom, window.left : window.right]
-                views[window] = EncodedImage(np.ascontiguousarray(part))
-            texts.setdefault(window, {}).update(dict.fromkeys((alone[one.prompt], *rivals[one.prompt])))
-    if not views:
-        return objects
-    answers = yield [Ground(views[window], tuple(asked)) for window, asked in texts.items()]
-    seen = {
-        (window, text): logits / calibration.temperature
-        for (window, asked), heatmaps in zip(texts.items(), answers, strict=True)
-        for text, logits in zip(asked, heatmaps, strict=True)
-    }
     fixed = 0.0 if options.threshold == "auto" else float(options.threshold)
-    kept = []
-    for one, window in zip(objects, windows, strict=True):
-        if window is None:
-            kept.append(one)
-            continue
-        own = seen[window, alone[one.prompt]]
-        region = look_closer(one.region, window, own, calibration, fixed)
-        if region is not None:
-            alike = [seen[window, text] for text in rivals[one.prompt]]
-            if alike:
-                region = replace(region, closer_contrast=contrast(region.mask, own, np.stack(alike)))
-            kept.append(_Object(prompt=one.prompt, region=region, picture=views[window]))
-    return kept
+    views: dict[Window, EncodedImage] = {}
+    windows = {one: closer_window(one.region, size, calibration) for one in objects}
+    found: dict[_Object, _Object | None] = {one: one for one, window in windows.items() if window is None}
+    for last in (False,) * _WIDER_LOOKS + (True,):
+        texts: dict[Window, dict[str, None]] = {}
+        for one, window in windows.items():
+            if one not in found and window is not None:
+                if window not in views:
+                    part = picture.image[window.top : window.bottom, window.left : window.right]
+                    views[window] = EncodedImage(np.ascontiguousarray(part))
+                texts.setdefault(window, {})[alone[one.prompt]] = None
+        if not texts:
+            break
+        answers = yield [Ground(views[window], tuple(asked)) for window, asked in texts.items()]
+        seen = {
+            (window, text): logits / calibration.temperature
+            for (window, asked), heatmaps in zip(texts.items(), answers, strict=True)
+            for text, logits in zip(asked, heatmaps, strict=True)
+        }
+        for one, window in windows.items():
+            if one in found or window is None:
+                continue
+            region = look_closer(one.region, window, seen[window, alone[one.prompt]], calibration, fixed)
+            wider = None if last or region is None or not is_cut_off(region, size) else region
+            windows[one] = window if wider is None else closer_window(wider, size, calibration) or window
+            if windows[one] == window:
+                there = None if region is None else _Object(prompt=one.prompt, region=region, picture=views[window])
+                found[one] = there
+    return [there for there in map(found.__getitem__, objects) if there is not None]
 
 
 def _alone(prompt: str) -> str:

@@ -43,8 +43,8 @@ class Region:
 
     logits: of the heatmap, after the temperature; where another object of the prompt is nearer they are far below zero.
     mask: the coarse mask. whole, closer: mean logit inside the mask, in the whole picture's heatmap and in that of the
-    closer look; the same where there was none. whole_contrast, closer_contrast: how far that is above the mean logit of
-    the prompt's hottest rival; 0 where it has none.
+    closer look; the same where there was none. contrast: how far `whole` is above the mean logit of the hottest
+    rival of the prompt; 0 where it has none.
     """
 
     window: Window
@@ -54,8 +54,7 @@ class Region:
     peak: float
     whole: float
     closer: float
-    whole_contrast: float = 0.0
-    closer_contrast: float = 0.0
+    contrast: float = 0.0
     zoomed: bool = False
 
     @property
@@ -215,9 +214,20 @@ def look_closer(
     )
 
 
+def is_cut_off(region: Region, size: tuple[int, int]) -> bool:
+    """Whether the mask reaches an edge of the window that is not the picture's own; `size`: its height and width."""
+    window, mask = region.window, region.mask
+    return bool(
+        (window.top > 0 and mask[0].any())
+        or (window.left > 0 and mask[:, 0].any())
+        or (window.bottom < size[0] and mask[-1].any())
+        or (window.right < size[1] and mask[:, -1].any())
+    )
+
+
 def evidence(region: Region, agreement: float) -> tuple[float, ...]:
     """What presence is judged by; see `core.segment.calibration.EVIDENCE`."""
-    logits = (region.peak, region.whole, region.whole_contrast, region.closer, region.closer_contrast)
+    logits = (region.peak, region.whole, region.contrast, region.closer)
     return *(float(np.clip(value, -8, 8)) for value in logits), agreement
 
 
@@ -227,14 +237,9 @@ def with_contrast(
     rivals: Float[np.ndarray, "rivals size size"],
     calibration: Calibration,
 ) -> Region:
-    """The region held against the prompt's rivals in the whole picture; heatmaps before the temperature."""
-    ahead = contrast(region.mask, logits, rivals) / calibration.temperature
-    return replace(region, whole_contrast=ahead, closer_contrast=ahead)
-
-
-def contrast(mask: Bool[np.ndarray, "size size"], logits: np.ndarray, rivals: np.ndarray) -> float:
-    """How far a prompt is above its hottest rival inside a mask, in logits; `rivals`: `[rivals, size, size]`."""
-    return float(logits[mask].mean() - rivals[:, mask].mean(axis=1).max())
+    """The region held against the prompt's rivals; heatmaps of the whole picture, before the temperature."""
+    hottest = rivals[:, region.mask].mean(axis=1).max()
+    return replace(region, contrast=float(logits[region.mask].mean() - hottest) / calibration.temperature)
 
 
 def presence_of(seen: tuple[float, ...], calibration: Calibration) -> float:

@@ -10,7 +10,6 @@ from core.segment.regions import (
     Window,
     best_threshold,
     closer_window,
-    contrast,
     find_regions,
     find_rivals,
     look_closer,
@@ -104,15 +103,15 @@ def test_a_closer_look_confirms_or_denies() -> None:
 
 
 def test_presence_grows_with_the_evidence() -> None:
-    weak, strong = (presence_of((x, x, x, x, x, x / 5), Calibration()) for x in (-3.0, 5.0))
+    weak, strong = (presence_of((x, x, x, x, x / 5), Calibration()) for x in (-3.0, 5.0))
     assert 0 < weak < 0.1 < 0.9 < strong < 1
 
 
 def test_contrast_is_the_distance_to_the_hottest_rival() -> None:
-    mask = np.zeros((4, 4), bool)
-    mask[1:3, 1:3] = True
-    own, cool, hot = (np.where(mask, value, 9.0) for value in (2.0, -1.0, 3.5))
-    assert contrast(mask, own, np.stack([cool, hot])) == pytest.approx(-1.5)
+    _, (region,) = find_regions(bump(0.5, 0.5, 0.2), WHOLE, SegmentOptions(), Calibration())
+    own, cool, hot = (np.full((SIZE, SIZE), value) for value in (1.0, -2.0, 2.5))
+    assert with_contrast(region, own, np.stack([cool, hot]), Calibration()).contrast == pytest.approx(-1.5)
+    assert region.contrast == 0
 
 
 def test_what_a_rival_was_given_is_looked_at_again_where_the_prompt_has_nothing() -> None:
@@ -121,7 +120,7 @@ def test_what_a_rival_was_given_is_looked_at_again_where_the_prompt_has_nothing(
     (other,) = find_rivals(regions, own, rival[None], WHOLE, SegmentOptions(), Calibration())
     assert other.box == pytest.approx([0.65 * 320, 0.4 * 200, 0.85 * 320, 0.6 * 200], abs=6)
     assert other.whole < -5 < 3 < regions[0].whole  # what the prompt's own heatmap says of the place
-    assert with_contrast(other, own, rival[None], Calibration()).whole_contrast < -8
+    assert with_contrast(other, own, rival[None], Calibration()).contrast < -8
 
 
 def test_prompts_that_find_one_object_look_through_one_window() -> None:
