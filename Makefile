@@ -31,6 +31,11 @@ bench: .venv/installed-dev  ## each prints its verdict
 	$(BIN)/python -m benchmarks.sweep_memory
 	$(BIN)/python -m benchmarks.segmentation_quality
 	$(BIN)/python -m benchmarks.segmentation
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.overload overload
+	$(BIN)/python -m benchmarks.batch
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.node_deaths
 
 serve: .venv/installed
 	$(BIN)/serve run serve.config
