@@ -3,7 +3,7 @@
 Tunes the numbers of `core.segment.calibration` on a few labelled pictures: generated scenes, or a folder in COCO's
 instance format, whose category names are the prompts. Optuna draws settings, Ray Tune tries them side by side, presence
 is fitted by logistic regression within each trial; the best setting is then scored on pictures that it was not chosen
-on, and written to a file that `Segmenter.from_pretrained(calibration=...)` and the service read.
+on, fitted to all of them, and written to a file that `Segmenter.from_pretrained(calibration=...)` and the service read.
 
     python sweeps/segmentation_threshold.py                                             # demo weights, generated scenes
     python sweeps/segmentation_threshold.py --labels instances.json --images photos/ --preset tiny
@@ -113,7 +113,7 @@ def search_space() -> dict[str, Any]:
         "temperature": tune.loguniform(0.5, 2.0),
         "floor": tune.uniform(0.05, 0.4),
         "seed": tune.uniform(0.2, 0.8),
-        "min_area": tune.uniform(0.05, 0.4),
+        "min_area": tune.loguniform(0.01, 0.4),
         "neck": tune.uniform(0.3, 0.8),
         "zoom_below": tune.uniform(0.0, 0.8),
         "zoom_context": tune.uniform(1.4, 2.6),
@@ -220,10 +220,12 @@ def run(settings: Settings) -> int:
     rows = [{OBJECTIVE: one[OBJECTIVE], **{name: one[name] for name in _EVERY}, **one["config"]} for one in tried]
     write_frame(pd.DataFrame(rows).sort_values(OBJECTIVE, ascending=False), folder / "trials.parquet")
     chosen = Calibration.from_dict(best["calibration"])
+    _judge(settings, labelled[1::2], chosen, folder)
+    # With the numbers settled, presence is fitted once more, on all pictures there are.
+    final, _ = calibrate(settings.load_models(), labelled, chosen)
     for file in (folder / "calibration.json", settings.output):
         if file is not None:
-            chosen.save(file)
-    _judge(settings, labelled[1::2], chosen, folder)
+            final.save(file)
     console.say(f"calibration: {settings.output or folder / 'calibration.json'}")
     return EXIT_TRIALS_FAILED if results.errors else EXIT_OK
 

@@ -37,7 +37,7 @@ class Calibration:
     temperature: float = 1.0
     floor: float = 0.12
     seed: float = 0.5
-    min_area: float = 0.15
+    min_area: float = 0.05
     neck: float = 0.55
     zoom_below: float = 0.5
     zoom_context: float = 1.8

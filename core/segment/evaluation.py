@@ -180,7 +180,7 @@ def fit_presence(
 ) -> Calibration:
     """The calibration with a logistic regression of "this object is there" on the evidence of each answer.
 
-    The cut is where absent prompts and present ones are answered rightly most often on the whole.
+    The cut is where absent prompts and present ones, each kind counted alike, are answered rightly most often.
 
     Args:
         answers: given with `min_presence=0`, so that all objects are among them.
@@ -215,7 +215,7 @@ def fit_presence(
     def balanced(cut: float) -> float:
         hits = [value >= cut for present, value in surest if present]
         passes = [value < cut for present, value in surest if not present]
-        return min(_mean(hits) if hits else 1.0, _mean(passes) if passes else 1.0)
+        return (_mean(hits) if hits else 1.0) + (_mean(passes) if passes else 1.0)
 
     cuts = [round(0.01 * step, 2) for step in range(2, 99)]
     best = max(balanced(cut) for cut in cuts)
