@@ -153,7 +153,7 @@ def test_a_link_is_shown_by_the_browser_and_judged_by_the_service(page: Page, ur
     assert canvas(page).std() > 10  # a picture, not a blank
     page.get_by_label("What should be found?").fill("ring")
     page.get_by_role("button", name="Segment", exact=True).click()
-    alert(page, "address")  # this machine's own: the service must not fetch it
+    alert(page, "may not name port")  # nor would this machine's address be followed: the service refuses it
 
     link.fill("not a link")
     page.get_by_role("button", name="Use link").click()

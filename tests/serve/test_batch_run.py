@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,10 +56,14 @@ def assert_equal_outputs(one: Path, other: Path) -> None:
     assert (one / "instances.json").read_bytes() == (other / "instances.json").read_bytes()
 
 
+_WORKERS_GO_S = 8.0
+
+
 def kill(process: subprocess.Popen[str]) -> None:
-    """`kill -9` of the driver alone; Ray's own processes notice and go."""
+    """`kill -9` of the driver alone; Ray's own processes notice and go, the workers with a last shard perhaps."""
     process.send_signal(signal.SIGKILL)
     process.wait()
+    time.sleep(_WORKERS_GO_S)
 
 
 def test_killed_and_run_again_it_does_what_is_missing_and_equals_the_undisturbed(
