@@ -2,7 +2,7 @@
 
     python -m benchmarks.segmentation_quality
     python -m benchmarks.segmentation_quality --scenes 50 --damaged-scenes 10          # a first look
-    python -m benchmarks.segmentation_quality --output docs/records/segmentation/quality.json
+    python -m benchmarks.segmentation_quality --parts answers --output docs/records/segmentation/answers.json
 
 Generated scenes whose seeds were never trained on, nor calibrated with, three prompts each that name something and
 three that do not, `demo` weights. Five tables: the answers; the automatic threshold against the best one that somebody
@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class Settings:
     """Scenes for each kind and strength of damage."""
     first_seed: int = EVALUATION_SEED
     """Seed of the first scene."""
+    parts: tuple[Literal["answers", "thresholds", "damage"], ...] = ("answers", "thresholds", "damage")
+    """Which tables to make."""
     output: Path | None = None
     """Write a JSON record here."""
 
@@ -240,14 +242,11 @@ def damage_table(
     return table, clean
 
 
-def main(settings: Settings) -> None:
-    """Print the tables and the verdicts."""
-    segmenter = Segmenter.from_preset("demo")
-    prototype = Prototype(segmenter)
-    seeds = range(settings.first_seed, settings.first_seed + settings.scenes)
-    labelled = [labelled_scene(seed) for seed in seeds]
-    print(f"{len(labelled)} scenes, seeds {seeds.start:,} to {seeds.stop - 1:,}; {segmenter.grounder.revision}")
+Part = tuple[dict[str, Any], list[Verdict]]
 
+
+def judge_answers(segmenter: Segmenter, prototype: Prototype, labelled: Sequence[Labelled]) -> Part:
+    """The first, fourth and fifth table: all scenes, every prompt."""
     answers = ours(segmenter, labelled, SegmentOptions())
     coarse = ours(segmenter, labelled, SegmentOptions(refine=False, zoom=False, min_presence=0.0))
     theirs = prototypes(prototype, labelled, only_present=False)
@@ -272,48 +271,11 @@ def main(settings: Settings) -> None:
         f"\nworse than the coarse mask by more than {_WORSE}: {harm['of all']:.2%} of the prompts that name something,"
     )
     print(f"{harm['of those found']:.2%} of those that are answered", flush=True)
-
-    thresholds = threshold_table(segmenter, prototype, labelled[: max(1, len(labelled) // 5)])
-    print(f"\nmean IoU by threshold, {max(1, len(labelled) // 5)} scenes, every prompt answered")
-    for name, value in thresholds.items():
-        print(f"{name:34}{value:8.4f}", flush=True)
-
-    damage, clean = damage_table(segmenter, prototype, labelled[: settings.damaged_scenes])
-    print(f"\nmean IoU under damage, {settings.damaged_scenes} scenes, every prompt answered; strengths 1 to 5")
-    print(f"{'none':14}ours {clean[0]:.3f}   prototype {clean[1]:.3f}")
-    for name, rows in damage.items():
-        for who, values in rows.items():
-            print(f"{name:14}{who:10}" + "".join(f"{value:8.3f}" for value in values), flush=True)
-
-    agreement = _precision_agreement(segmenter, labelled, masks_of(answers))
-    if agreement is not None:
-        print(f"\nIoU of the masks of bfloat16 and float32: {agreement:.4f}")
-
     verdicts = [
         Verdict(claim="mean IoU", measured=scores["ours"].mean_iou, target=0.90, unit=""),
         Verdict(claim="AP50", measured=scores["ours"].ap50, target=0.95, unit=""),
         Verdict(claim="absent prompts not found", measured=scores["ours"].absent, target=0.97, unit=""),
         Verdict(claim="present prompts found", measured=scores["ours"].found, target=0.97, unit=""),
-        *(
-            Verdict(
-                claim=f"oracle's threshold over the automatic one, {name}",
-                measured=thresholds[f"{name}, oracle"] - thresholds[f"{name}, automatic"],
-                target=0.01,
-                unit="mean IoU",
-                higher_is_better=False,
-            )
-            for name in ("coarse", "ours")
-        ),
-        *(
-            Verdict(
-                claim=f"lost to {name} of strength {_MIDDLE}, as a share of what the prototype loses",
-                measured=(clean[0] - rows["ours"][_MIDDLE - 1]) / max(1e-9, clean[1] - rows["prototype"][_MIDDLE - 1]),
-                target=0.5,
-                unit="",
-                higher_is_better=False,
-            )
-            for name, rows in damage.items()
-        ),
         Verdict(
             claim="answers worse than the coarse mask",
             measured=harm["of all"],
@@ -322,19 +284,82 @@ def main(settings: Settings) -> None:
             higher_is_better=False,
         ),
     ]
+    agreement = _precision_agreement(segmenter, labelled, masks_of(answers))
     if agreement is not None:
+        print(f"\nIoU of the masks of bfloat16 and float32: {agreement:.4f}", flush=True)
         verdicts.append(
             Verdict(claim="IoU of bfloat16's masks and float32's", measured=agreement, target=0.99, unit="")
         )
     figures = {
         "scores": {name: dataclasses.asdict(one) for name, one in scores.items()},
         "worse_than_coarse": harm,
-        "thresholds": thresholds,
-        "damage": {"none": {"ours": clean[0], "prototype": clean[1]}, **damage},
         "precision_agreement": agreement,
+    }
+    return figures, verdicts
+
+
+def judge_thresholds(segmenter: Segmenter, prototype: Prototype, labelled: Sequence[Labelled]) -> Part:
+    """The second table: a fifth of the scenes, the prompts that name something."""
+    part = labelled[: max(1, len(labelled) // 5)]
+    thresholds = threshold_table(segmenter, prototype, part)
+    print(f"\nmean IoU by threshold, {len(part)} scenes, every prompt answered")
+    for name, value in thresholds.items():
+        print(f"{name:34}{value:8.4f}", flush=True)
+    verdicts = [
+        Verdict(
+            claim=f"oracle's threshold over the automatic one, {name}",
+            measured=thresholds[f"{name}, oracle"] - thresholds[f"{name}, automatic"],
+            target=0.01,
+            unit="mean IoU",
+            higher_is_better=False,
+        )
+        for name in ("coarse", "ours")
+    ]
+    return {"thresholds": thresholds}, verdicts
+
+
+def judge_damage(segmenter: Segmenter, prototype: Prototype, labelled: Sequence[Labelled]) -> Part:
+    """The third table: the prompts that name something."""
+    damage, clean = damage_table(segmenter, prototype, labelled)
+    print(f"\nmean IoU under damage, {len(labelled)} scenes, every prompt answered; strengths 1 to 5")
+    print(f"{'none':14}ours {clean[0]:.3f}   prototype {clean[1]:.3f}")
+    for name, rows in damage.items():
+        for who, values in rows.items():
+            print(f"{name:14}{who:10}" + "".join(f"{value:8.3f}" for value in values), flush=True)
+    verdicts = [
+        Verdict(
+            claim=f"lost to {name} of strength {_MIDDLE}, as a share of what the prototype loses",
+            measured=(clean[0] - rows["ours"][_MIDDLE - 1]) / max(1e-9, clean[1] - rows["prototype"][_MIDDLE - 1]),
+            target=0.5,
+            unit="",
+            higher_is_better=False,
+        )
+        for name, rows in damage.items()
+    ]
+    return {"damage": {"none": {"ours": clean[0], "prototype": clean[1]}, **damage}}, verdicts
+
+
+def main(settings: Settings) -> None:
+    """Print the tables and the verdicts."""
+    segmenter = Segmenter.from_preset("demo")
+    prototype = Prototype(segmenter)
+    seeds = range(settings.first_seed, settings.first_seed + settings.scenes)
+    labelled = [labelled_scene(seed) for seed in seeds]
+    print(f"{len(labelled)} scenes, seeds {seeds.start:,} to {seeds.stop - 1:,}; {segmenter.grounder.revision}")
+    figures: dict[str, Any] = {
         "calibration": dataclasses.asdict(segmenter.calibration),
         "weights": [segmenter.grounder.revision, segmenter.sam2.revision],
     }
+    verdicts: list[Verdict] = []
+    for name, judge, scenes in (
+        ("answers", judge_answers, labelled),
+        ("thresholds", judge_thresholds, labelled),
+        ("damage", judge_damage, labelled[: settings.damaged_scenes]),
+    ):
+        if name in settings.parts:
+            measured, judged = judge(segmenter, prototype, scenes)
+            figures |= measured
+            verdicts += judged
     conclude("segmentation_quality", settings, figures, verdicts, settings.output)
 
 
