@@ -1,6 +1,7 @@
 """The README's numbers are those of the records, and its links lead somewhere."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -22,6 +23,15 @@ def test_table_answer_and_command_are_the_records(folder: Path) -> None:
         assert markdown_table(*summary_rows(results)) in text
         assert answer_of(results, sweep.answer) in text.replace("\n", " ")
     assert results.sweep["command"].replace(f" --name {folder.name}", "") in README
+
+
+def test_segmentation_table_is_the_records() -> None:
+    scores = json.loads((ROOT / "docs/records/segmentation/answers.json").read_text())["scores"]
+    for row, name in (("prototype", "prototype"), ("coarse masks only", "coarse only"), ("Patchwork", "ours")):
+        one = scores[name]
+        numbers = [f"{one[column]:.3f}" for column in ("mean_iou", "boundary_f", "ap50")]
+        shares = [f"{one[column]:.1%}" for column in ("found", "absent")]
+        assert " | ".join([f"| {row}", *numbers, *shares]) in README
 
 
 def test_there_are_records() -> None:
