@@ -15,12 +15,9 @@ _SECONDS_TO_CONNECT = 10.0
 _PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # Blocks carry the numbers of shards and their counts, never pictures.
 _OBJECT_STORE_BYTES = 150_000_000
-# Ray reads these when its processes start. Its backend would write between our own lines; its log files are kept.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-}
+# Ray reads these when its processes start.
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_BACKEND_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
 def connect(address: str | None) -> None:
@@ -90,7 +87,12 @@ def plan_workers(flags: Flags) -> tuple[int, float]:
 
 
 def _start(init: Callable[..., Any], *words: Any, **settings: Any) -> None:
-    """Start or join Ray, without the line in which its backend tells the standard error that it will be quiet."""
+    """Start or join Ray with a backend that does not write between our own lines; its log files are kept.
+
+    The backend tells the standard error that it will be quiet, which is not wanted either.
+    """
+    level = os.environ.get(_BACKEND_LOG_LEVEL)
+    os.environ.setdefault(_BACKEND_LOG_LEVEL, "fatal")
     kept = os.dup(2)
     with contextlib.closing(os.fdopen(kept, "wb")), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -100,6 +102,8 @@ def _start(init: Callable[..., Any], *words: Any, **settings: Any) -> None:
             raise UsageError(f"Ray cannot be started or joined: {error}") from error
         finally:
             os.dup2(kept, 2)
+            if level is None:  # programs that this process starts later, choose for themselves
+                del os.environ[_BACKEND_LOG_LEVEL]
 
 
 def _check_reachable(address: str) -> None:
