@@ -52,14 +52,18 @@ class Prototype:
         return logits.reshape(logits.shape[-2:])
 
     @torch.inference_mode()
-    def segment(self, image: np.ndarray, prompt: str, damage: Damage | None = None) -> Answer:
-        """One prompt, one mask."""
+    def shares(self, image: np.ndarray, prompt: str, damage: Damage | None = None) -> np.ndarray:
+        """Probabilities `[height, width]`."""
         logits = self.heatmap(image, prompt)
         if damage is not None:
             logits = damage(logits)
         size = (image.shape[0], image.shape[1])
-        shares = torch.sigmoid(F.interpolate(logits[None, None], size=size, mode="bilinear")[0, 0])
-        coarse = (shares > THRESHOLD).numpy()
+        return torch.sigmoid(F.interpolate(logits[None, None], size=size, mode="bilinear")[0, 0]).numpy()
+
+    @torch.inference_mode()
+    def segment(self, image: np.ndarray, prompt: str, damage: Damage | None = None) -> Answer:
+        """One prompt, one mask."""
+        coarse = self.shares(image, prompt, damage) > THRESHOLD
         if not coarse.any():
             return Answer(False, coarse, coarse)
         self.predictor.set_image(image)

@@ -32,8 +32,9 @@ from benchmarks.record import Spread, Verdict, conclude, spread
 from core.runtime import import_torchvision, multiplies_bf16
 from core.segment.clipseg import ClipSeg
 from core.segment.demo_clipseg import build_tokenizer
+from core.segment.flow import EncodedImage
 from core.segment.masks import box_xyxy
-from core.segment.pipeline import EncodedImage, Segmenter
+from core.segment.pipeline import Segmenter
 from core.segment.sam2 import MaskPrompt, Sam2, build
 
 PROMPTS = ("a truck", "a wheel", "the sky", "a window", "a bag", "an apple", "a road", "a bottle")

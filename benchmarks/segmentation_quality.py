@@ -5,39 +5,37 @@
     python -m benchmarks.segmentation_quality --parts answers --output docs/records/segmentation/answers.json
 
 Generated scenes whose seeds were never trained on, nor calibrated with, three prompts each that name something and
-three that do not, `demo` weights. Five tables: the answers; the automatic threshold against the best one that somebody
-who knows the truth could choose for each picture and prompt; how the answers bear damage done to the heatmaps, in five
-strengths (done to every heatmap that the models give, those of the closer looks too); how often an answer is worse than
-the coarse mask; and whether bfloat16 and float32 give the same masks.
+three that do not, `demo` weights. Five tables: the answers; the automatic threshold against the best ones that somebody
+who knows the truth could choose, for each picture or for each prompt; how the answers bear damage done to the heatmaps,
+in five strengths (done to every heatmap that the models give, those of the closer looks too); how often an answer is
+worse than the coarse mask; and whether bfloat16 and float32 give the same masks.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
-from torch.nn import functional as F
 
-from benchmarks.prototype import Answer, Prototype
+from benchmarks.prototype import THRESHOLD as PROTOTYPES_THRESHOLD
+from benchmarks.prototype import Answer, Damage, Prototype
 from benchmarks.record import Verdict, conclude
 from core.runtime import multiplies_bf16
+from core.segment.damage import DAMAGES, MIDDLE_STRENGTH, STRENGTHS, DamagedGrounder
 from core.segment.demo_training import EVALUATION_SEED
-from core.segment.evaluation import Labelled, Scores, labelled_scene, score
+from core.segment.evaluation import Labelled, Scores, labelled_scene, score, surest
 from core.segment.masks import iou
 from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter
 from core.segment.results import CroppedMask, Instance, PromptResult, union
 
 THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(0.05, 0.96, 0.05))
-STRENGTHS = (1, 2, 3, 4, 5)
-_MIDDLE = 3
 _WORSE = 0.02
 _BATCH = 16
 
@@ -56,72 +54,6 @@ class Settings:
     """Which tables to make."""
     output: Path | None = None
     """Write a JSON record here."""
-
-
-class DamagedGrounder:
-    """A grounder whose heatmaps are all damaged in one way."""
-
-    def __init__(self, grounder: Any, damage: Callable[[Tensor], Tensor]) -> None:
-        self.grounder, self.damage = grounder, damage
-        self.revision, self.image_size = grounder.revision, grounder.image_size
-
-    def encode_images(self, images: Sequence[Any]) -> Sequence[Any]:
-        return self.grounder.encode_images(images)
-
-    def heatmaps(self, features: Sequence[Any], prompts: Sequence[Sequence[str]]) -> list[Tensor]:
-        return [
-            torch.stack([self.damage(logits) for logits in one]) for one in self.grounder.heatmaps(features, prompts)
-        ]
-
-
-def blur(logits: Tensor, strength: int) -> Tensor:
-    """Probabilities averaged over a Gaussian of 1.5% of the side for each step."""
-    sigma = 0.015 * strength * logits.shape[-1]
-    reach = int(3 * sigma) + 1
-    places = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    kernel = torch.exp(-(places**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    shares = F.pad(logits.sigmoid()[None, None], (reach,) * 4, mode="replicate")
-    shares = F.conv2d(F.conv2d(shares, kernel[None, None, :, None]), kernel[None, None, None])
-    return torch.logit(shares[0, 0], eps=1e-4)
-
-
-def shift(logits: Tensor, strength: int) -> Tensor:
-    """Moved to the lower right by 1.5% of the side for each step; what comes in at the edges is cold."""
-    step = round(0.015 * strength * logits.shape[-1])
-    moved = torch.full_like(logits, -6.0)
-    moved[step:, step:] = logits[:-step, :-step] if step else logits
-    return moved
-
-
-def shrink(logits: Tensor, strength: int) -> Tensor:
-    """Every warm place loses a rim of 0.8% of the side for each step (a minimum filter)."""
-    reach = max(1, round(0.008 * strength * logits.shape[-1]))
-    return -F.max_pool2d(-logits[None], 2 * reach + 1, stride=1, padding=reach)[0]
-
-
-def noise(logits: Tensor, strength: int) -> Tensor:
-    """Smooth Gaussian noise of 0.8 logits for each step, on cells of a sixteenth of the side."""
-    random = torch.Generator().manual_seed(int(1000 * float(logits.abs().sum())) % 2**31)
-    grid = torch.randn(1, 1, 16, 16, generator=random)
-    smooth = F.interpolate(grid, size=logits.shape[-2:], mode="bicubic")[0, 0]
-    return logits + 0.8 * strength * smooth
-
-
-def blobs(logits: Tensor, strength: int) -> Tensor:
-    """One false blob for each step, as hot as 0.4 and 0.05 more for each step, at random places."""
-    random = np.random.default_rng(int(1000 * float(logits.abs().sum())) % 2**31)
-    size = logits.shape[-1]
-    places = torch.arange(size, dtype=torch.float32) / size
-    shares = logits.sigmoid()
-    for _ in range(strength):
-        x, y, radius = random.uniform(0.1, 0.9), random.uniform(0.1, 0.9), random.uniform(0.03, 0.06)
-        away = ((places[:, None] - y) ** 2 + (places[None] - x) ** 2) / (2 * radius**2)
-        shares = torch.maximum(shares, (0.4 + 0.05 * strength) * torch.exp(-away))
-    return torch.logit(shares, eps=1e-4)
-
-
-DAMAGES = {"blur": blur, "shift": shift, "shrink": shrink, "noise": noise, "false blobs": blobs}
 
 
 def ours(segmenter: Segmenter, labelled: Sequence[Labelled], options: SegmentOptions) -> list[list[PromptResult]]:
@@ -194,30 +126,48 @@ def masks_of(answers: Sequence[Sequence[PromptResult]]) -> list[list[np.ndarray]
     return [[result.mask for result in results] for results in answers]
 
 
+def surest_masks(segmenter: Segmenter, labelled: Sequence[Labelled], options: SegmentOptions) -> list[list[np.ndarray]]:
+    """An answer to every prompt, as each names something: the surest object and those at least half as probable."""
+    answers = ours(segmenter, labelled, dataclasses.replace(options, min_presence=0.0))
+    return masks_of([[surest(result) for result in results] for results in answers])
+
+
 def threshold_table(segmenter: Segmenter, prototype: Prototype, labelled: Sequence[Labelled]) -> dict[str, float]:
-    """Mean IoU with an automatic threshold and with the best for every picture and prompt, coarse and refined."""
+    """Mean IoU with an automatic threshold, and with the best for every picture, or for every prompt of each."""
     present = [present_only(picture) for picture in labelled]
     table: dict[str, float] = {}
     for name, refine in (("coarse", False), ("ours", True)):
-        options = SegmentOptions(refine=refine, zoom=refine, min_presence=0.0)
-        runs = [
-            overlaps(present, masks_of(ours(segmenter, present, dataclasses.replace(options, threshold=threshold))))
+        options = SegmentOptions(refine=refine, zoom=refine)
+        *fixed, automatic = (
+            overlaps(present, surest_masks(segmenter, present, dataclasses.replace(options, threshold=threshold)))
             for threshold in (*THRESHOLDS, "auto")
-        ]
-        oracle = np.max(runs[:-1], axis=0)
-        table[f"{name}, automatic"], table[f"{name}, oracle"] = float(runs[-1].mean()), float(oracle.mean())
-        table[f"{name}, best constant"] = float(max(run.mean() for run in runs[:-1]))
-    fixed, best = [], []
-    for picture in present:
-        size = (picture.image.shape[0], picture.image.shape[1])
-        for prompt, truth in zip(picture.prompts, picture.truths, strict=True):
-            logits = prototype.heatmap(picture.image, prompt)
-            shares = F.interpolate(logits[None, None], size=size, mode="bilinear")[0, 0].sigmoid().numpy()
-            whole = union(truth, size)
-            fixed.append(iou(shares > 0.5, whole))
-            best.append(max(iou(shares > threshold, whole) for threshold in THRESHOLDS))
-    table["prototype's coarse mask, 0.5"], table["prototype's coarse mask, oracle"] = _mean(fixed), _mean(best)
+        )
+        table[f"{name}, automatic"] = float(automatic.mean())
+        table |= {f"{name}, {kind}": value for kind, value in oracles(present, fixed).items()}
+    shares = [[prototype.shares(picture.image, prompt) for prompt in picture.prompts] for picture in present]
+    coarse = [
+        overlaps(present, [[one > threshold for one in row] for row in shares])
+        for threshold in (*THRESHOLDS, PROTOTYPES_THRESHOLD)
+    ]
+    table["prototype's coarse mask, 0.5"] = float(coarse[-1].mean())
+    table |= {f"prototype's coarse mask, {kind}": value for kind, value in oracles(present, coarse[:-1]).items()}
     return table
+
+
+def oracles(labelled: Sequence[Labelled], runs: Sequence[np.ndarray]) -> dict[str, float]:
+    """Mean IoU with the best of some thresholds: one for all, one a picture, one a prompt.
+
+    Args:
+        labelled: pictures with those prompts only that name something. runs: for each threshold, IoU of every prompt.
+    """
+    stacked = np.stack(runs)
+    starts = np.cumsum([0, *(len(picture.prompts) for picture in labelled)])
+    pictures = [stacked[:, low:high] for low, high in itertools.pairwise(starts) if high > low]
+    return {
+        "best constant": float(stacked.mean(1).max()),
+        "oracle for every picture": float(np.concatenate([one[one.mean(1).argmax()] for one in pictures]).mean()),
+        "oracle for every prompt": float(stacked.max(0).mean()),
+    }
 
 
 def damage_table(
@@ -225,19 +175,22 @@ def damage_table(
 ) -> tuple[dict[str, dict[str, list[float]]], tuple[float, float]]:
     """Mean IoU under each kind of damage in five strengths; and without any. An answer is given to every prompt."""
     present = [present_only(picture) for picture in labelled]
-    options = SegmentOptions(min_presence=0.0)
 
-    def measure(damage: Any) -> tuple[float, float]:
-        grounder = segmenter.grounder if damage is None else DamagedGrounder(segmenter.grounder, damage)
+    def measure(grounder: Any, damage: Damage | None) -> tuple[float, float]:
         hurt = Segmenter(grounder, segmenter.sam2, segmenter.calibration)
-        mine = overlaps(present, masks_of(ours(hurt, present, options)))
+        mine = overlaps(present, surest_masks(hurt, present, SegmentOptions()))
         theirs = prototypes(prototype, present, only_present=True, damage=damage)
         return _mean(mine), _mean(overlaps(present, [[answer.mask for answer in row] for row in theirs]))
 
-    clean = measure(None)
+    clean = measure(segmenter.grounder, None)
     table = {}
     for name, damage in DAMAGES.items():
-        pairs = [measure(lambda logits, d=damage, s=strength: d(logits, s)) for strength in STRENGTHS]
+        pairs = [
+            measure(
+                DamagedGrounder(segmenter.grounder, name, strength), lambda logits, d=damage, s=strength: d(logits, s)
+            )
+            for strength in STRENGTHS
+        ]
         table[name] = {"ours": [mine for mine, _ in pairs], "prototype": [theirs for _, theirs in pairs]}
     return table, clean
 
@@ -307,8 +260,8 @@ def judge_thresholds(segmenter: Segmenter, prototype: Prototype, labelled: Seque
         print(f"{name:34}{value:8.4f}", flush=True)
     verdicts = [
         Verdict(
-            claim=f"oracle's threshold over the automatic one, {name}",
-            measured=thresholds[f"{name}, oracle"] - thresholds[f"{name}, automatic"],
+            claim=f"the best threshold for every picture over the automatic one, {name}",
+            measured=thresholds[f"{name}, oracle for every picture"] - thresholds[f"{name}, automatic"],
             target=0.01,
             unit="mean IoU",
             higher_is_better=False,
@@ -328,8 +281,9 @@ def judge_damage(segmenter: Segmenter, prototype: Prototype, labelled: Sequence[
             print(f"{name:14}{who:10}" + "".join(f"{value:8.3f}" for value in values), flush=True)
     verdicts = [
         Verdict(
-            claim=f"lost to {name} of strength {_MIDDLE}, as a share of what the prototype loses",
-            measured=(clean[0] - rows["ours"][_MIDDLE - 1]) / max(1e-9, clean[1] - rows["prototype"][_MIDDLE - 1]),
+            claim=f"lost to {name} of strength {MIDDLE_STRENGTH}, as a share of what the prototype loses",
+            measured=(clean[0] - rows["ours"][MIDDLE_STRENGTH - 1])
+            / max(1e-9, clean[1] - rows["prototype"][MIDDLE_STRENGTH - 1]),
             target=0.5,
             unit="",
             higher_is_better=False,

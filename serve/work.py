@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from core.segment.calibration import Calibration
-from core.segment.pipeline import Decode, EncodedImage, Flow, Ground, flow
+from core.segment.flow import Decode, EncodedImage, Flow, Ground, flow
 from core.segment.results import PromptResult
 from serve.batcher import Call
 from serve.models import CLIPSEG, SAM2, Answered, Asked, content_key

@@ -17,12 +17,17 @@ class Calibration:
 
     temperature: heatmap logits are divided by it before they are taken for probabilities.
     floor: no automatic threshold is below it. seed: a region must somewhere reach this share of the heatmap's peak.
+    faint: where a prompt has no region, the place of the heatmap's peak is looked at more closely if the peak is at
+        least this probable; 1 for never.
     min_area: regions smaller than this share of the largest are specks. neck: how narrow the neck between two halves
         of a region must be for them to be two objects, as a share of the smaller one's depth.
     zoom_below: what is smaller than this share of the picture's side is looked at more closely; 0 for never.
     zoom_context: side of the closer look as a multiple of the object's.
     closer_weight: how much the closer look counts against the first one, from 0 to 1.
     predicted_iou_power, stability_power, leakage_weight: in a candidate's score, beside its agreement.
+    offset_tolerance, size_tolerance: a candidate may be moved and scaled to agree with the heatmap, which can be right
+        about a shape and wrong about its place and size. If it must be moved by this share of the object's side, or
+        its side be changed by this power of e, the agreement counts 0.61 times.
     min_ratio: SAM 2 is believed if its mask agrees with the heatmap at least this many times as well as the coarse
         mask does, and min_iou: if the two masks overlap at least so much.
     blend: how much the heatmap's logits are added to those of SAM 2 in the final mask.
@@ -37,6 +42,7 @@ class Calibration:
     temperature: float = 1.0
     floor: float = 0.12
     seed: float = 0.5
+    faint: float = 0.05
     min_area: float = 0.05
     neck: float = 0.55
     zoom_below: float = 0.5
@@ -45,6 +51,8 @@ class Calibration:
     predicted_iou_power: float = 1.0
     stability_power: float = 0.5
     leakage_weight: float = 0.5
+    offset_tolerance: float = 0.3
+    size_tolerance: float = 0.3
     min_ratio: float = 0.7
     min_iou: float = 0.5
     blend: float = 0.3
@@ -62,6 +70,9 @@ class Calibration:
             raise ValueError("a calibration's numbers must be finite")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        for name in ("offset_tolerance", "size_tolerance"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 < self.floor < 1:
             raise ValueError(f"floor must be between 0 and 1, got {self.floor}")
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from core.images import decode
 from core.segment.calibration import Calibration
+from core.segment.damage import DAMAGES, MIDDLE_STRENGTH, DamagedGrounder
 from core.segment.grounder import Image
 from core.segment.masks import boundary_f, iou
 from core.segment.options import SegmentOptions
@@ -140,6 +141,15 @@ def score(labelled: Sequence[Labelled], answers: Sequence[Sequence[PromptResult]
     )
 
 
+def surest(result: PromptResult) -> PromptResult:
+    """Of a result with every object, however doubtful, what somebody takes who knows that the prompt names something.
+
+    That is the surest object, and the others that are at least half as probable.
+    """
+    at_least = max((instance.presence for instance in result.instances), default=0.0) / 2
+    return dataclasses.replace(result, instances=tuple(i for i in result.instances if i.presence >= at_least))
+
+
 def average_precision(labelled: Sequence[Labelled], answers: Sequence[Sequence[PromptResult]]) -> float:
     """AP50 by pycocotools; each picture with a prompt is an image of its own, and all objects are of one kind."""
     import contextlib
@@ -237,6 +247,25 @@ def calibrate(
     )
     fitted = fit_presence(labelled, answers, calibration)
     return fitted, score(labelled, [[_sure(result, fitted) for result in results] for results in answers])
+
+
+def damaged_iou(segmenter: Segmenter, labelled: Sequence[Labelled], calibration: Calibration) -> float:
+    """Mean IoU over the kinds of damage at their middle strength and the prompts that name something, all answered."""
+    overlaps = []
+    for kind in DAMAGES:
+        hurt = Segmenter(DamagedGrounder(segmenter.grounder, kind, MIDDLE_STRENGTH), segmenter.sam2, calibration)
+        answers = hurt.segment(
+            [picture.image for picture in labelled],
+            [picture.prompts for picture in labelled],
+            SegmentOptions(min_presence=0.0),
+        )
+        overlaps += [
+            iou(surest(result).mask, union(truth, (picture.image.shape[0], picture.image.shape[1])))
+            for picture, results in zip(labelled, answers, strict=True)
+            for truth, result in zip(picture.truths, results, strict=True)
+            if truth
+        ]
+    return _mean(overlaps)
 
 
 def _sure(result: PromptResult, calibration: Calibration) -> PromptResult:

@@ -17,6 +17,10 @@ _MIN_CELLS = 4
 _BINS = 256
 # A region of which the prompt has found more than this share is not news.
 _KNOWN = 0.3
+# The least side of an object, as a share of the picture's, that a window is made for: a heatmap does not tell less.
+_LEAST_SIDE = 0.1
+# How far an object may be from the middle of its window, as a share of the window's side.
+_OFF_CENTRE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Region:
     logits: of the heatmap, after the temperature; where another object of the prompt is nearer they are far below zero.
     mask: the coarse mask. whole, closer: mean logit inside the mask, in the whole picture's heatmap and in that of the
     closer look; the same where there was none. contrast: how far `whole` is above the mean logit of the hottest
-    rival of the prompt; 0 where it has none.
+    rival of the prompt; 0 where it has none. faint: a mere guess about where the heatmap peaks, for a closer look.
     """
 
     window: Window
@@ -56,6 +60,7 @@ class Region:
     closer: float
     contrast: float = 0.0
     zoomed: bool = False
+    faint: bool = False
 
     @property
     def shares(self) -> Float[np.ndarray, "size size"]:
@@ -126,6 +131,35 @@ def find_regions(
     return threshold, regions
 
 
+def find_faint(
+    logits: Float[np.ndarray, "size size"], window: Window, threshold: float, calibration: Calibration
+) -> list[Region]:
+    """For a prompt without regions: the place of the heatmap's peak, if it is worth a closer look.
+
+    What is small or thin may be too faint for a mask at first; what the closer look does not show there is dropped.
+    """
+    logits = logits / calibration.temperature
+    peak = float(logits.max())
+    if to_shares(logits.max()) < calibration.faint:
+        return []
+    row, column = np.unravel_index(int(logits.argmax()), logits.shape)
+    rows, columns = np.mgrid[: logits.shape[0], : logits.shape[1]]
+    around = np.hypot(rows - row, columns - column) <= _LEAST_SIDE / 2 * logits.shape[0]
+    guess = np.where(around, np.maximum(logits, 1.0), -8.0)
+    return [
+        Region(
+            window=window,
+            logits=guess,
+            mask=around,
+            threshold=threshold,
+            peak=peak,
+            whole=peak,
+            closer=peak,
+            faint=True,
+        )
+    ]
+
+
 def find_rivals(
     own: Sequence[Region],
     logits: Float[np.ndarray, "size size"],
@@ -159,7 +193,8 @@ def closer_window(region: Region, size: tuple[int, int], calibration: Calibratio
     side = max(right - left, bottom - top)
     if side >= calibration.zoom_below * min(height, width) or min(height, width) < 16:
         return None
-    reach = min(_snapped(max(calibration.zoom_context * side, 16)), height, width)
+    least = _LEAST_SIDE * min(height, width)
+    reach = min(_snapped(max(calibration.zoom_context * max(side, least), 16)), height, width)
     step = max(1, reach // 8)
     start_x, start_y = (
         round(float(np.clip(round((low + high - reach) / 2 / step) * step, 0, length - reach)))
@@ -212,6 +247,16 @@ def look_closer(
         closer=float(logits[mask].mean()),
         zoomed=True,
     )
+
+
+def fits_badly(region: Region, size: tuple[int, int]) -> bool:
+    """Whether another window would show the region better: this one cuts it off, or has it far from its middle."""
+    window = region.window
+    left, top, right, bottom = region.box
+    inside = window.left > 0 and window.top > 0 and window.right < size[1] and window.bottom < size[0]
+    off_x = abs(left + right - window.left - window.right) / 2 / window.width
+    off_y = abs(top + bottom - window.top - window.bottom) / 2 / window.height
+    return (inside and max(off_x, off_y) > _OFF_CENTRE) or is_cut_off(region, size)
 
 
 def is_cut_off(region: Region, size: tuple[int, int]) -> bool:
