@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
-EVIDENCE = ("peak", "first_look", "contrast", "closer_look", "agreement")
+EVIDENCE = ("peak", "first_look", "contrast", "relative", "closer_look", "agreement")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ class Calibration:
     blend: float = 0.3
     rounds: int = 1
     presence_bias: float = -3.0
-    presence_weights: tuple[float, ...] = (0.2, 0.4, 0.2, 0.6, 3.0)
+    presence_weights: tuple[float, ...] = (0.2, 0.4, 0.2, 0.2, 0.6, 3.0)
     min_presence: float = 0.5
     rivals: tuple[tuple[str, ...], ...] = ()
 

@@ -122,10 +122,13 @@ def flow(
         if doubtful and not regions:
             regions = find_faint(heatmaps[prompt], whole, threshold, calibration)
         if rivals[number]:
-            alike = np.stack([heatmaps[text] for text in rivals[number]])
-            if doubtful:
-                regions += find_rivals(regions, heatmaps[prompt], alike, whole, options, calibration)
-            regions = [with_contrast(region, heatmaps[prompt], alike, calibration) for region in regions]
+            # A closer look can tell a ring from a disc, but not a small one from a large one.
+            others = [text for text in rivals[number] if _alone(text) != _alone(prompt)]
+            sizes = [text for text in rivals[number] if _alone(text) == _alone(prompt)]
+            kinds, relatives = ([heatmaps[text] for text in texts] for texts in (others, sizes))
+            if doubtful and kinds:
+                regions += find_rivals(regions, heatmaps[prompt], np.stack(kinds), whole, options, calibration)
+            regions = [with_contrast(one, heatmaps[prompt], kinds, relatives, calibration) for one in regions]
         objects += [_Object(prompt=number, region=region, picture=picture) for region in regions]
     if options.zoom:
         seen = yield from _look_closer(objects, picture, prompts, options, calibration)

@@ -19,6 +19,10 @@ _BINS = 256
 _KNOWN = 0.3
 # The least side of an object, as a share of the picture's, that a window is made for: a heatmap does not tell less.
 _LEAST_SIDE = 0.1
+# A closer look whose mean logit is lower than the first one's by more than this does not replace it.
+_LESS_SURE, _WEIGHT_IF_LESS_SURE = 3.0, 0.5
+# What comes within so many cells of a window's edge is taken to go on beyond it.
+_EDGE = 2
 # How far an object may be from the middle of its window, as a share of the window's side.
 _OFF_CENTRE = 0.15
 
@@ -47,8 +51,9 @@ class Region:
 
     logits: of the heatmap, after the temperature; where another object of the prompt is nearer they are far below zero.
     mask: the coarse mask. whole, closer: mean logit inside the mask, in the whole picture's heatmap and in that of the
-    closer look; the same where there was none. contrast: how far `whole` is above the mean logit of the hottest
-    rival of the prompt; 0 where it has none. faint: a mere guess about where the heatmap peaks, for a closer look.
+    closer look; the same where there was none. contrast, relative: how far `whole` is above the mean logit of the
+    hottest rival of the prompt, of those that differ in kind and of those that differ in size; 0 where it has none.
+    faint: a mere guess about where the heatmap peaks, for a closer look.
     """
 
     window: Window
@@ -59,6 +64,7 @@ class Region:
     whole: float
     closer: float
     contrast: float = 0.0
+    relative: float = 0.0
     zoomed: bool = False
     faint: bool = False
 
@@ -140,7 +146,7 @@ def find_faint(
     """
     logits = logits / calibration.temperature
     peak = float(logits.max())
-    if to_shares(logits.max()) < calibration.faint:
+    if to_shares(logits).max() < calibration.faint:
         return []
     row, column = np.unravel_index(int(logits.argmax()), logits.shape)
     rows, columns = np.mgrid[: logits.shape[0], : logits.shape[1]]
@@ -226,7 +232,22 @@ def look_closer(
         (y - region.window.top) / region.window.height * size,
         (x - region.window.left) / region.window.width * size,
     )
-    weight = calibration.closer_weight
+    fused = _closer_region(region, window, first, logits, calibration.closer_weight, calibration, threshold)
+    if fused is not None and fused.closer < region.whole - _LESS_SURE:
+        fused = _closer_region(region, window, first, logits, _WEIGHT_IF_LESS_SURE, calibration, threshold)
+    return fused
+
+
+def _closer_region(
+    region: Region,
+    window: Window,
+    first: Float[np.ndarray, "size size"],
+    logits: Float[np.ndarray, "size size"],
+    weight: float,
+    calibration: Calibration,
+    threshold: float,
+) -> Region | None:
+    """The region in a mean of both looks, `weight` being the closer one's; None if there is nothing in its place."""
     fused = weight * logits + (1 - weight) * first
     shares = to_shares(fused)
     cut = threshold or best_threshold(shares, floor=calibration.floor)
@@ -256,35 +277,44 @@ def fits_badly(region: Region, size: tuple[int, int]) -> bool:
     inside = window.left > 0 and window.top > 0 and window.right < size[1] and window.bottom < size[0]
     off_x = abs(left + right - window.left - window.right) / 2 / window.width
     off_y = abs(top + bottom - window.top - window.bottom) / 2 / window.height
-    return (inside and max(off_x, off_y) > _OFF_CENTRE) or is_cut_off(region, size)
+    return bool(inside and max(off_x, off_y) > _OFF_CENTRE) or is_cut_off(region, size)
 
 
 def is_cut_off(region: Region, size: tuple[int, int]) -> bool:
     """Whether the mask reaches an edge of the window that is not the picture's own; `size`: its height and width."""
     window, mask = region.window, region.mask
     return bool(
-        (window.top > 0 and mask[0].any())
-        or (window.left > 0 and mask[:, 0].any())
-        or (window.bottom < size[0] and mask[-1].any())
-        or (window.right < size[1] and mask[:, -1].any())
+        (window.top > 0 and mask[:_EDGE].any())
+        or (window.left > 0 and mask[:, :_EDGE].any())
+        or (window.bottom < size[0] and mask[-_EDGE:].any())
+        or (window.right < size[1] and mask[:, -_EDGE:].any())
     )
 
 
 def evidence(region: Region, agreement: float) -> tuple[float, ...]:
     """What presence is judged by; see `core.segment.calibration.EVIDENCE`."""
-    logits = (region.peak, region.whole, region.contrast, region.closer)
+    logits = (region.peak, region.whole, region.contrast, region.relative, region.closer)
     return *(float(np.clip(value, -8, 8)) for value in logits), agreement
 
 
 def with_contrast(
     region: Region,
     logits: Float[np.ndarray, "size size"],
-    rivals: Float[np.ndarray, "rivals size size"],
+    kinds: Sequence[Float[np.ndarray, "size size"]],
+    sizes: Sequence[Float[np.ndarray, "size size"]],
     calibration: Calibration,
 ) -> Region:
-    """The region held against the prompt's rivals; heatmaps of the whole picture, before the temperature."""
-    hottest = rivals[:, region.mask].mean(axis=1).max()
-    return replace(region, contrast=float(logits[region.mask].mean() - hottest) / calibration.temperature)
+    """The region held against the prompt's rivals; heatmaps of the whole picture, before the temperature.
+
+    Args:
+        kinds: heatmaps of the rivals that name another kind of thing. sizes: of those that say another size.
+    """
+    own = float(logits[region.mask].mean())
+    contrast, relative = (
+        (own - max(float(rival[region.mask].mean()) for rival in rivals)) / calibration.temperature if rivals else 0.0
+        for rivals in (kinds, sizes)
+    )
+    return replace(region, contrast=contrast, relative=relative)
 
 
 def presence_of(seen: tuple[float, ...], calibration: Calibration) -> float:

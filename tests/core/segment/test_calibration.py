@@ -25,7 +25,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         ('{"version": 1, "temperature": -1}', "temperature"),
         ('{"version": 1, "presence_weights": [1]}', "presence_weights"),
         ('{"version": 1, "presence_weights": 3}', "presence_weights"),
-        ('{"version": 1, "presence_weights": ["a", 1, 1, 1, 1]}', "presence_weights"),
+        ('{"version": 1, "presence_weights": ["a", 1, 1, 1, 1, 1]}', "presence_weights"),
         ('{"version": 1, "rivals": ["cat", "dog"]}', "rivals must be a list of lists"),
     ],
 )

@@ -10,8 +10,10 @@ from core.segment.regions import (
     Window,
     best_threshold,
     closer_window,
+    find_faint,
     find_regions,
     find_rivals,
+    fits_badly,
     look_closer,
     presence_of,
     sample,
@@ -110,7 +112,8 @@ def test_presence_grows_with_the_evidence() -> None:
 def test_contrast_is_the_distance_to_the_hottest_rival() -> None:
     _, (region,) = find_regions(bump(0.5, 0.5, 0.2), WHOLE, SegmentOptions(), Calibration())
     own, cool, hot = (np.full((SIZE, SIZE), value) for value in (1.0, -2.0, 2.5))
-    assert with_contrast(region, own, np.stack([cool, hot]), Calibration()).contrast == pytest.approx(-1.5)
+    assert with_contrast(region, own, [cool, hot], [], Calibration()).contrast == pytest.approx(-1.5)
+    assert with_contrast(region, own, [cool], [hot], Calibration()).relative == pytest.approx(-1.5)
     assert region.contrast == 0
 
 
@@ -120,7 +123,7 @@ def test_what_a_rival_was_given_is_looked_at_again_where_the_prompt_has_nothing(
     (other,) = find_rivals(regions, own, rival[None], WHOLE, SegmentOptions(), Calibration())
     assert other.box == pytest.approx([0.65 * 320, 0.4 * 200, 0.85 * 320, 0.6 * 200], abs=6)
     assert other.whole < -5 < 3 < regions[0].whole  # what the prompt's own heatmap says of the place
-    assert with_contrast(other, own, rival[None], Calibration()).contrast < -8
+    assert with_contrast(other, own, [rival], [], Calibration()).contrast < -8
 
 
 def test_prompts_that_find_one_object_look_through_one_window() -> None:
@@ -129,3 +132,40 @@ def test_prompts_that_find_one_object_look_through_one_window() -> None:
         _, (region,) = find_regions(bump(x, 0.5, radius), WHOLE, SegmentOptions(), Calibration())
         boxes.append(closer_window(region, (200, 320), Calibration()))
     assert boxes[0] is not None and boxes[0] == boxes[1] == boxes[2]
+
+
+def test_a_faint_peak_is_a_guess_for_a_closer_look() -> None:
+    logits = bump(0.3, 0.7, 0.02, height=-2.0)
+    assert find_regions(logits, WHOLE, SegmentOptions(), Calibration())[1] == []
+    (guess,) = find_faint(logits, WHOLE, 0.5, Calibration(faint=0.05))
+    assert guess.faint
+    left, top, right, bottom = guess.box
+    assert left < 0.3 * WHOLE.width < right and top < 0.7 * WHOLE.height < bottom
+    assert closer_window(guess, (WHOLE.height, WHOLE.width), Calibration()) is not None
+    assert find_faint(logits, WHOLE, 0.5, Calibration(faint=0.5)) == []
+    assert len(find_faint(logits - 20, WHOLE, 0.5, Calibration(faint=0.0))) == 1
+
+
+def test_no_window_is_made_for_less_than_a_heatmap_can_tell() -> None:
+    sizes = []
+    for radius in (0.02, 0.04):
+        _, (region,) = find_regions(bump(0.5, 0.5, radius), Window(0, 0, 400, 400), SegmentOptions(), Calibration())
+        window = closer_window(region, (400, 400), Calibration())
+        assert window is not None
+        sizes.append(window.width)
+    assert sizes[0] == sizes[1] >= 1.8 * 40
+
+
+@pytest.mark.parametrize(
+    "x, radius, badly",
+    [(0.5, 0.2, False), (0.8, 0.1, True), (0.5, 0.55, True)],
+    ids=["in the middle", "off the middle", "cut off"],
+)
+def test_a_window_that_does_not_fit_its_object_is_known(x: float, radius: float, badly: bool) -> None:
+    _, (region,) = find_regions(bump(x, 0.5, radius), Window(50, 50, 150, 150), SegmentOptions(), Calibration())
+    assert fits_badly(region, (300, 300)) == badly
+
+
+def test_a_window_at_the_pictures_own_edges_fits() -> None:
+    _, (region,) = find_regions(bump(0.8, 0.5, 0.1), Window(0, 0, 100, 100), SegmentOptions(), Calibration())
+    assert not fits_badly(region, (100, 100))
