@@ -90,7 +90,7 @@ def url(classifier_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
                 _wait_until_ready(f"http://127.0.0.1:{port}{prefix}/readyz", process, folder / "log")
             yield f"http://127.0.0.1:{port}"
             process.send_signal(signal.SIGINT)
-            process.wait(timeout=60)
+            process.wait(timeout=120)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -89,6 +89,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while_costs_no_epoch(
     tmp_path: Path, small_disk: Path, undisturbed: SweepResults
 ) -> None:

@@ -158,6 +158,7 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert len(load(folder).trials) == 8
 
 
+@pytest.mark.slow
 def test_a_torn_snapshot_costs_a_grid_nothing(tmp_path: Path) -> None:
     assert run(tmp_path, "--smoke", "--dataset", "shapes", "--name", "torn").returncode == 0
     folder = tmp_path / "results" / "patch_size" / "torn"
@@ -182,6 +183,7 @@ def test_optuna_with_asha_confirms_its_finalists(tmp_path: Path) -> None:
     assert results.trials["config/learning_rate"].nunique() == 10
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
     process = start(tmp_path, *LONGER, "--name", "shot")
     folder = tmp_path / "results" / "patch_size" / "shot"

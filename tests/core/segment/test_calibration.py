@@ -7,7 +7,7 @@ from core.segment.calibration import Calibration
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    calibration = Calibration(floor=0.2, presence_weights=(1.0, 2.0, 3.0, 4.0, 5.0), rivals=(("cat", "dog"),))
+    calibration = Calibration(floor=0.2, presence_weights=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0), rivals=(("cat", "dog"),))
     calibration.save(tmp_path / "c.json")
     assert Calibration.load(tmp_path / "c.json") == calibration
 

@@ -21,7 +21,7 @@ def segmenter() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Labelled]:
-    return [labelled_scene(31_000_000 + index, num_absent=0) for index in range(8)]
+    return [labelled_scene(31_000_000 + index, num_absent=0) for index in range(16)]
 
 
 def disc() -> torch.Tensor:

@@ -105,7 +105,7 @@ def test_a_closer_look_confirms_or_denies() -> None:
 
 
 def test_presence_grows_with_the_evidence() -> None:
-    weak, strong = (presence_of((x, x, x, x, x / 5), Calibration()) for x in (-3.0, 5.0))
+    weak, strong = (presence_of((x, x, x, x, x, x / 5), Calibration()) for x in (-3.0, 5.0))
     assert 0 < weak < 0.1 < 0.9 < strong < 1
 
 
@@ -135,7 +135,7 @@ def test_prompts_that_find_one_object_look_through_one_window() -> None:
 
 
 def test_a_faint_peak_is_a_guess_for_a_closer_look() -> None:
-    logits = bump(0.3, 0.7, 0.02, height=-2.0)
+    logits = bump(0.3, 0.7, 0.03, height=-1.8)
     assert find_regions(logits, WHOLE, SegmentOptions(), Calibration())[1] == []
     (guess,) = find_faint(logits, WHOLE, 0.5, Calibration(faint=0.05))
     assert guess.faint
