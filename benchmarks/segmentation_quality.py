@@ -28,7 +28,6 @@ from benchmarks.prototype import Answer, Damage, Prototype
 from benchmarks.record import Verdict, conclude
 from core.runtime import multiplies_bf16
 from core.segment.damage import DAMAGES, MIDDLE_STRENGTH, STRENGTHS, DamagedGrounder
-from core.segment.demo_training import EVALUATION_SEED
 from core.segment.evaluation import Labelled, Scores, labelled_scene, score, surest
 from core.segment.masks import iou
 from core.segment.options import SegmentOptions
@@ -37,6 +36,8 @@ from core.segment.results import CroppedMask, Instance, PromptResult, union
 
 THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(0.05, 0.96, 0.05))
 _WORSE = 0.02
+# Nothing was trained on these scenes, nor tuned, nor were they looked at while the pipeline was made.
+FIRST_SEED = 12_000_000
 _BATCH = 16
 
 
@@ -48,7 +49,7 @@ class Settings:
     """Scenes of the first, fourth and fifth table; the second takes a fifth of them."""
     damaged_scenes: int = 40
     """Scenes for each kind and strength of damage."""
-    first_seed: int = EVALUATION_SEED
+    first_seed: int = FIRST_SEED
     """Seed of the first scene."""
     parts: tuple[Literal["answers", "thresholds", "damage"], ...] = ("answers", "thresholds", "damage")
     """Which tables to make."""
