@@ -1,7 +1,6 @@
 """The machine a run happens on: device, threads, precision, and a description of it for the run record."""
 
 import contextlib
-import copy
 import functools
 import importlib.util
 import os
@@ -53,24 +52,9 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     `auto` is `bf16` where the device multiplies it at least as fast as float32; a CPU that has no instructions for it
     takes a hundred times longer.
     """
-    return torch.autocast(device.type, torch.bfloat16) if uses_bf16(device, precision) else contextlib.nullcontext()
-
-
-def uses_bf16(device: torch.device, precision: str) -> bool:
-    """What `autocast` decides."""
-    return precision != "float32" and (precision != "auto" or multiplies_bf16(device))
-
-
-def with_bf16_weights(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy for inference under `autocast`, with the weights of matrix products and convolutions in bfloat16.
-
-    They are the numbers that autocast makes of them at every call, which for one picture takes a large part of it.
-    """
-    fast = copy.deepcopy(module)
-    for part in fast.modules():
-        if isinstance(part, torch.nn.Linear | torch.nn.Conv2d):
-            part.to(torch.bfloat16)
-    return fast
+    if precision == "float32" or (precision == "auto" and not multiplies_bf16(device)):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def import_torchvision() -> ModuleType:

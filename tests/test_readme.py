@@ -34,6 +34,20 @@ def test_segmentation_table_is_the_records() -> None:
         assert " | ".join([f"| {row}", *numbers, *shares]) in README
 
 
+def test_segmentation_figures_are_the_records() -> None:
+    folder = ROOT / "docs/records/segmentation"
+    answers, damage, thresholds = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("answers", "damage", "thresholds")
+    )
+    for of in ("of all prompts", "of those that name something"):
+        assert f"{answers['worse_than_coarse'][of]:.2%}" in README
+    for verdict in damage["verdicts"]:
+        kind = verdict["claim"].removeprefix("lost to ").partition(" of strength")[0]
+        assert f"{kind} {verdict['measured']:.2f}" in README
+    for verdict in thresholds["verdicts"]:
+        assert f"{verdict['measured']:.4f}" in README
+
+
 def test_there_are_records() -> None:
     assert RECORDS
 

@@ -1,5 +1,6 @@
 """CLIPSeg (Lueddecke & Ecker, 2022) by `transformers`, with each picture encoded once for all its prompts."""
 
+import contextlib
 import hashlib
 import threading
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image as PillowImage
 from torch import Tensor
 
-from core.runtime import autocast, import_torchvision, resolve_device, uses_bf16, with_bf16_weights
+from core.runtime import autocast, import_torchvision, resolve_device
 from core.segment.grounder import Image
 
 # Rows of (picture, prompt) that the decoder takes at a time: what bounds the memory of a call.
@@ -41,8 +42,6 @@ class ClipSeg:
         self.revision = revision
         self.device, self.precision = device, precision
         self.image_size: int = model.config.vision_config.image_size
-        tower: Any = self.model.clip.vision_model
-        self._tower: Any = with_bf16_weights(tower) if uses_bf16(device, precision) else tower
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -75,8 +74,8 @@ class ClipSeg:
         pictures = [PillowImage.fromarray(image) for image in images]
         pixels = self.processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
         config = self.model.config
-        tower = self._tower
-        with torch.inference_mode(), autocast(self.device, self.precision):
+        tower = self.model.clip.vision_model
+        with torch.inference_mode(), self._autocast():
             hidden = tower.pre_layrnorm(tower.embeddings(pixels.to(self.device), interpolate_pos_encoding=True))
             read = []
             for index, layer in enumerate(tower.encoder.layers[: max(config.extract_layers) + 1]):
@@ -126,6 +125,9 @@ class ClipSeg:
                 logits = self.model.decoder(list(stacked), texts[part]).logits
                 chunks.append(logits.float().reshape(-1, *logits.shape[-2:]).cpu())
         return list(torch.cat(chunks).clone().split([len(asked) for asked in prompts]))
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return autocast(self.device, self.precision)
 
 
 def _digest(folder: Path) -> str:

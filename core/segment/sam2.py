@@ -1,6 +1,5 @@
 """SAM 2 (Ravi et al., 2024) by `sam2`, for still pictures: stateless, and truly batched over prompts of one shape."""
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.runtime import autocast, import_torchvision, resolve_device, uses_bf16, with_bf16_weights
+from core.runtime import autocast, import_torchvision, resolve_device
 from core.segment.grounder import Image
 
 # Prompts that the decoder takes at a time, and bytes of features that it is given for them: what bounds the memory of
@@ -74,7 +73,6 @@ class Sam2:
         self.model = model.to(device).eval().requires_grad_(False)
         self.revision = revision
         self.device, self.precision = device, precision
-        self._encoder = _with_fast_encoder(self.model) if uses_bf16(device, precision) else self.model
         self.image_size: int = model.image_size
         self.low_res_size: int = 4 * model.sam_image_embedding_size
 
@@ -116,7 +114,7 @@ class Sam2:
         if not images:
             return []
         pixels = torch.stack([self._pixels(image) for image in images]).to(self.device)
-        model = self._encoder
+        model = self.model
         with torch.inference_mode(), autocast(self.device, self.precision):
             _, maps, _, sizes = model._prepare_backbone_features(model.forward_image(pixels))
             if model.directly_add_no_mem_embed:
@@ -215,13 +213,6 @@ class Sam2:
                 high_res_features=[torch.stack(level) for level in zip(*(f.high_res for f in features), strict=True)],
             )
         return logits.float().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).cpu(), scores.float().cpu()
-
-
-def _with_fast_encoder(model: Any) -> Any:
-    """The same model, all its parts shared, but for an image encoder whose weights are in bfloat16."""
-    fast = copy.copy(model)
-    fast._modules = {**model._modules, "image_encoder": with_bf16_weights(model.image_encoder)}
-    return fast
 
 
 def build(config: str) -> Any:

@@ -1,6 +1,5 @@
 """The service as `serve run` starts it, with the demo weights, and a real browser before it."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -91,8 +90,7 @@ def url(classifier_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
                 _wait_until_ready(f"http://127.0.0.1:{port}{prefix}/readyz", process, folder / "log")
             yield f"http://127.0.0.1:{port}"
             process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # tests/serve/test_app.py says how it must end
-                process.wait(timeout=60)
+            process.wait(timeout=60)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

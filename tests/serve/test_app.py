@@ -228,7 +228,7 @@ applications:
                 time.sleep(0.2)
             assert len(scores(classify(f"http://127.0.0.1:{port}", pictures[0]))) == 4
             process.send_signal(signal.SIGINT)
-            process.wait(timeout=120)
+            process.wait(timeout=60)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
