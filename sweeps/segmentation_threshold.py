@@ -138,10 +138,9 @@ def search_space() -> dict[str, Any]:
     }
 
 
-def objective(scores: dict[str, Any], damaged_iou: float, damage_weight: float) -> float:
-    """What is maximised: a weighted mean of the five scores, and of the mean IoU under damage; in [0, 1]."""
-    whole = sum(weight * scores[name] for name, weight in _EVERY.items()) / sum(_EVERY.values())
-    return (1 - damage_weight) * whole + damage_weight * damaged_iou
+def objective(scores: dict[str, Any]) -> float:
+    """What is maximised where heatmaps are whole: a weighted mean of the five scores, in [0, 1]."""
+    return sum(weight * scores[name] for name, weight in _EVERY.items()) / sum(_EVERY.values())
 
 
 def make_trial(settings: Settings, num_threads: int) -> Any:
@@ -163,10 +162,11 @@ def make_trial(settings: Settings, num_threads: int) -> Any:
         def step(self) -> dict[str, Any]:
             tried = dataclasses.replace(start, **_rounded(self.numbers))
             fitted, scores = calibrate(self.segmenter, self.labelled, tried)
-            numbers = {**dataclasses.asdict(scores), DAMAGED_IOU: 0.0}
+            numbers = dataclasses.asdict(scores)
+            value = objective(numbers)
             if settings.damage_weight:
                 numbers[DAMAGED_IOU] = damaged_iou(self.segmenter, self.labelled, fitted)
-            value = objective(numbers, numbers[DAMAGED_IOU], settings.damage_weight)
+                value += settings.damage_weight * (numbers[DAMAGED_IOU] - value)
             return {**numbers, OBJECTIVE: value, "calibration": dataclasses.asdict(fitted), "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -232,7 +232,7 @@ def run(settings: Settings) -> int:
         raise UsageError(f"no setting could be tried: {results.errors[0] if results.errors else 'no error is known'}")
     best = max(tried, key=lambda metrics: metrics[OBJECTIVE])
     rows = [
-        {OBJECTIVE: one[OBJECTIVE], **{name: one[name] for name in (*_EVERY, DAMAGED_IOU)}, **one["config"]}
+        {OBJECTIVE: one[OBJECTIVE], **{name: one.get(name) for name in (*_EVERY, DAMAGED_IOU)}, **one["config"]}
         for one in tried
     ]
     write_frame(pd.DataFrame(rows).sort_values(OBJECTIVE, ascending=False), folder / "trials.parquet")

@@ -73,6 +73,8 @@ class Calibration:
         for name in ("offset_tolerance", "size_tolerance"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 < self.faint <= 1:
+            raise ValueError(f"faint must be above 0 and at most 1, got {self.faint}")
         if not 0 < self.floor < 1:
             raise ValueError(f"floor must be between 0 and 1, got {self.floor}")
 

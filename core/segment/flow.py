@@ -113,6 +113,7 @@ def flow(
     texts = list(dict.fromkeys((*prompts, *(text for alike in rivals for text in alike))))
     (answers,) = yield [Ground(picture, tuple(texts))]
     heatmaps = dict(zip(texts, answers, strict=True))
+    views: dict[Window, EncodedImage] = {}
     thresholds, objects = [], []
     for number, prompt in enumerate(prompts):
         threshold, regions = find_regions(heatmaps[prompt], whole, options, calibration)
@@ -123,15 +124,14 @@ def flow(
             regions = find_faint(heatmaps[prompt], whole, threshold, calibration)
         if rivals[number]:
             # A closer look can tell a ring from a disc, but not a small one from a large one.
-            others = [text for text in rivals[number] if _alone(text) != _alone(prompt)]
-            sizes = [text for text in rivals[number] if _alone(text) == _alone(prompt)]
-            kinds, relatives = ([heatmaps[text] for text in texts] for texts in (others, sizes))
+            kinds = [heatmaps[text] for text in rivals[number] if _alone(text) != _alone(prompt)]
+            sizes = [heatmaps[text] for text in rivals[number] if _alone(text) == _alone(prompt)]
             if doubtful and kinds:
                 regions += find_rivals(regions, heatmaps[prompt], np.stack(kinds), whole, options, calibration)
-            regions = [with_contrast(one, heatmaps[prompt], kinds, relatives, calibration) for one in regions]
+            regions = [with_contrast(one, heatmaps[prompt], kinds, sizes, calibration) for one in regions]
         objects += [_Object(prompt=number, region=region, picture=picture) for region in regions]
     if options.zoom:
-        seen = yield from _look_closer(objects, picture, prompts, options, calibration)
+        seen = yield from _look_closer(objects, picture, views, prompts, options, calibration)
         objects = [one for one in seen if one is not None]
     at_least = calibration.min_presence if options.min_presence is None else options.min_presence
     # SAM 2 need not be asked about what would be taken to be absent even if its mask fitted perfectly.
@@ -139,7 +139,7 @@ def flow(
     if options.refine and hopeful:
         yield from _refine(hopeful, calibration, low_res_size)
         if options.zoom:
-            yield from _look_wider(hopeful, picture, prompts, options, calibration, low_res_size)
+            yield from _look_wider(hopeful, picture, views, prompts, options, calibration, low_res_size)
     for one in objects:
         agreement = one.best.candidate.agreement if one.best else soft_iou(one.region.mask, one.region.shares)
         one.evidence = evidence(one.region, agreement)
@@ -176,15 +176,18 @@ def flow(
 def _look_closer(
     objects: list[_Object],
     picture: EncodedImage,
+    views: dict[Window, EncodedImage],
     prompts: Sequence[str],
     options: SegmentOptions,
     calibration: Calibration,
 ) -> Generator[list[Ground], list[Any], list[_Object | None]]:
-    """Look closer at what is small: it is found again, or None. What the window does not fit is given another one."""
+    """Look closer at what is small: it is found again, or None. What the window does not fit is given another one.
+
+    `views` keeps the windows of a picture, so that none is encoded twice.
+    """
     size = (picture.image.shape[0], picture.image.shape[1])
     alone = [_alone(prompt) for prompt in prompts]
     fixed = 0.0 if options.threshold == "auto" else float(options.threshold)
-    views: dict[Window, EncodedImage] = {}
     windows = {one: closer_window(one.region, size, calibration) for one in objects}
     found: dict[_Object, _Object | None] = {
         one: None if one.region.faint else one for one, window in windows.items() if window is None
@@ -220,6 +223,7 @@ def _look_closer(
 def _look_wider(
     objects: Sequence[_Object],
     picture: EncodedImage,
+    views: dict[Window, EncodedImage],
     prompts: Sequence[str],
     options: SegmentOptions,
     calibration: Calibration,
@@ -237,7 +241,7 @@ def _look_wider(
                 cut.append((one, _Object(prompt=one.prompt, region=region, picture=picture)))
     if not cut:
         return
-    seen = yield from _look_closer([wider for _, wider in cut], picture, prompts, options, calibration)
+    seen = yield from _look_closer([wider for _, wider in cut], picture, views, prompts, options, calibration)
     again = [
         (one, there)
         for (one, _), there in zip(cut, seen, strict=True)

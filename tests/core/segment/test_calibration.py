@@ -23,6 +23,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         ('{"version": 1, "floor": NaN}', "finite"),
         ('{"version": 1, "floor": 0}', "floor"),
         ('{"version": 1, "temperature": -1}', "temperature"),
+        ('{"version": 1, "faint": 0}', "faint"),
         ('{"version": 1, "presence_weights": [1]}', "presence_weights"),
         ('{"version": 1, "presence_weights": 3}', "presence_weights"),
         ('{"version": 1, "presence_weights": ["a", 1, 1, 1, 1, 1]}', "presence_weights"),

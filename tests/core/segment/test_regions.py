@@ -143,7 +143,7 @@ def test_a_faint_peak_is_a_guess_for_a_closer_look() -> None:
     assert left < 0.3 * WHOLE.width < right and top < 0.7 * WHOLE.height < bottom
     assert closer_window(guess, (WHOLE.height, WHOLE.width), Calibration()) is not None
     assert find_faint(logits, WHOLE, 0.5, Calibration(faint=0.5)) == []
-    assert len(find_faint(logits - 20, WHOLE, 0.5, Calibration(faint=0.0))) == 1
+    assert len(find_faint(logits - 20, WHOLE, 0.5, Calibration(faint=1e-12))) == 1
 
 
 def test_no_window_is_made_for_less_than_a_heatmap_can_tell() -> None:
