@@ -28,7 +28,7 @@ from benchmarks.prototype import Answer, Damage, Prototype
 from benchmarks.record import Verdict, conclude
 from core.runtime import multiplies_bf16
 from core.segment.damage import DAMAGES, MIDDLE_STRENGTH, STRENGTHS, DamagedGrounder
-from core.segment.evaluation import Labelled, Scores, labelled_scene, score, surest
+from core.segment.evaluation import Labelled, Scores, labelled_scene, overlaps, score, surest
 from core.segment.masks import iou
 from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter
@@ -108,18 +108,6 @@ def present_only(picture: Labelled) -> Labelled:
     """Without the prompts that name nothing."""
     kept = [index for index, truth in enumerate(picture.truths) if truth]
     return Labelled(picture.image, tuple(picture.prompts[i] for i in kept), tuple(picture.truths[i] for i in kept))
-
-
-def overlaps(labelled: Sequence[Labelled], masks: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """IoU of every prompt that names something, in order."""
-    return np.array(
-        [
-            iou(mask, union(truth, (picture.image.shape[0], picture.image.shape[1])))
-            for picture, row in zip(labelled, masks, strict=True)
-            for truth, mask in zip(picture.truths, row, strict=True)
-            if truth
-        ]
-    )
 
 
 def masks_of(answers: Sequence[Sequence[PromptResult]]) -> list[list[np.ndarray]]:
@@ -210,13 +198,9 @@ def damage_table(
 
     clean = measure(segmenter.grounder, None)
     table = {}
-    for name, damage in DAMAGES.items():
-        pairs = [
-            measure(
-                DamagedGrounder(segmenter.grounder, name, strength), lambda logits, d=damage, s=strength: d(logits, s)
-            )
-            for strength in STRENGTHS
-        ]
+    for name in DAMAGES:
+        hurt = [DamagedGrounder(segmenter.grounder, name, strength) for strength in STRENGTHS]
+        pairs = [measure(grounder, grounder.damage) for grounder in hurt]
         table[name] = {"ours": [mine for mine, _ in pairs], "prototype": [theirs for _, theirs in pairs]}
     return table, clean
 

@@ -1,5 +1,6 @@
 """Poor heatmaps, made from good ones in five strengths: how much do answers suffer?"""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ class DamagedGrounder:
     """A grounder whose heatmaps are all damaged in one way; see `DAMAGES`."""
 
     def __init__(self, grounder: Grounder, kind: str, strength: int) -> None:
-        self.grounder, self.damage, self.strength = grounder, DAMAGES[kind], strength
+        self.grounder, self.damage = grounder, functools.partial(DAMAGES[kind], strength=strength)
         self.revision, self.image_size = grounder.revision, grounder.image_size
 
     def encode_images(self, images: Sequence[Image]) -> Sequence[Any]:
@@ -76,6 +77,5 @@ class DamagedGrounder:
 
     def heatmaps(self, features: Sequence[Any], prompts: Sequence[Sequence[str]]) -> list[Tensor]:
         return [
-            torch.stack([self.damage(logits, self.strength) for logits in one])
-            for one in self.grounder.heatmaps(features, prompts)
+            torch.stack([self.damage(logits) for logits in one]) for one in self.grounder.heatmaps(features, prompts)
         ]

@@ -119,7 +119,7 @@ def read_coco(file: Path, images: Path, *, max_absent: int = 3) -> list[Labelled
 
 def score(labelled: Sequence[Labelled], answers: Sequence[Sequence[PromptResult]]) -> Scores:
     """Hold answers against labels."""
-    overlaps, edges, found, absent = [], [], [], []
+    ious, edges, found, absent = [], [], [], []
     for picture, results in zip(labelled, answers, strict=True):
         size = (picture.image.shape[0], picture.image.shape[1])
         for truth, result in zip(picture.truths, results, strict=True):
@@ -127,17 +127,29 @@ def score(labelled: Sequence[Labelled], answers: Sequence[Sequence[PromptResult]
                 absent.append(not result.found)
                 continue
             whole = union(truth, size)
-            overlaps.append(iou(result.mask, whole))
+            ious.append(iou(result.mask, whole))
             edges.append(boundary_f(result.mask, whole))
             found.append(result.found)
     return Scores(
-        mean_iou=_mean(overlaps),
+        mean_iou=_mean(ious),
         boundary_f=_mean(edges),
         ap50=average_precision(labelled, answers),
         found=_mean(found),
         absent=_mean(absent),
-        num_present=len(overlaps),
+        num_present=len(ious),
         num_absent=len(absent),
+    )
+
+
+def overlaps(labelled: Sequence[Labelled], masks: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """IoU of every prompt that names something, in order."""
+    return np.array(
+        [
+            iou(mask, union(truth, (picture.image.shape[0], picture.image.shape[1])))
+            for picture, row in zip(labelled, masks, strict=True)
+            for truth, mask in zip(picture.truths, row, strict=True)
+            if truth
+        ]
     )
 
 
@@ -251,7 +263,7 @@ def calibrate(
 
 def damaged_iou(segmenter: Segmenter, labelled: Sequence[Labelled], calibration: Calibration) -> float:
     """Mean IoU over the kinds of damage at their middle strength and the prompts that name something, all answered."""
-    overlaps = []
+    found: list[float] = []
     for kind in DAMAGES:
         hurt = Segmenter(DamagedGrounder(segmenter.grounder, kind, MIDDLE_STRENGTH), segmenter.sam2, calibration)
         answers = hurt.segment(
@@ -259,13 +271,9 @@ def damaged_iou(segmenter: Segmenter, labelled: Sequence[Labelled], calibration:
             [picture.prompts for picture in labelled],
             SegmentOptions(min_presence=0.0),
         )
-        overlaps += [
-            iou(surest(result).mask, union(truth, (picture.image.shape[0], picture.image.shape[1])))
-            for picture, results in zip(labelled, answers, strict=True)
-            for truth, result in zip(picture.truths, results, strict=True)
-            if truth
-        ]
-    return _mean(overlaps)
+        masks = [[surest(result).mask for result in results] for results in answers]
+        found += overlaps(labelled, masks).tolist()
+    return _mean(found)
 
 
 def _sure(result: PromptResult, calibration: Calibration) -> PromptResult:
