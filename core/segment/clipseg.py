@@ -1,6 +1,5 @@
 """CLIPSeg (Lueddecke & Ecker, 2022) by `transformers`, with each picture encoded once for all its prompts."""
 
-import contextlib
 import hashlib
 import threading
 from collections import OrderedDict
@@ -14,7 +13,8 @@ from jaxtyping import Float
 from PIL import Image as PillowImage
 from torch import Tensor
 
-from core.runtime import autocast, import_torchvision, resolve_device
+from core.runtime import import_torchvision, resolve_device
+from core.segment.encoding import encoding
 from core.segment.grounder import Image
 
 # Rows of (picture, prompt) that the decoder takes at a time: what bounds the memory of a call.
@@ -75,7 +75,7 @@ class ClipSeg:
         pixels = self.processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
         config = self.model.config
         tower = self.model.clip.vision_model
-        with torch.inference_mode(), self._autocast():
+        with encoding(self.device, self.precision):
             hidden = tower.pre_layrnorm(tower.embeddings(pixels.to(self.device), interpolate_pos_encoding=True))
             read = []
             for index, layer in enumerate(tower.encoder.layers[: max(config.extract_layers) + 1]):
@@ -125,9 +125,6 @@ class ClipSeg:
                 logits = self.model.decoder(list(stacked), texts[part]).logits
                 chunks.append(logits.float().reshape(-1, *logits.shape[-2:]).cpu())
         return list(torch.cat(chunks).clone().split([len(asked) for asked in prompts]))
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        return autocast(self.device, self.precision)
 
 
 def _digest(folder: Path) -> str:

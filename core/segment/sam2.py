@@ -12,7 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.runtime import autocast, import_torchvision, resolve_device
+from core.runtime import import_torchvision, resolve_device
+from core.segment.encoding import encoding
 from core.segment.grounder import Image
 
 # Prompts that the decoder takes at a time, and bytes of features that it is given for them: what bounds the memory of
@@ -115,7 +116,7 @@ class Sam2:
             return []
         pixels = torch.stack([self._pixels(image) for image in images]).to(self.device)
         model = self.model
-        with torch.inference_mode(), autocast(self.device, self.precision):
+        with encoding(self.device, self.precision):
             _, maps, _, sizes = model._prepare_backbone_features(model.forward_image(pixels))
             if model.directly_add_no_mem_embed:
                 maps[-1] = maps[-1] + model.no_mem_embed

@@ -1,0 +1,63 @@
+"""How the image encoders are run: without gradients, in mixed precision, and with attention that suits the processor."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from core.runtime import autocast
+
+# Queries at a time: their scores stay in the processor's cache, and the memory of a global layer stays small.
+_QUERIES = 512
+
+
+@contextlib.contextmanager
+def encoding(device: torch.device, precision: str) -> Iterator[None]:
+    """Everything inside runs as an image encoder should on this device; `precision` as in `core.runtime.autocast`.
+
+    Of the calling thread alone, so that many threads may encode at once.
+    """
+    with torch.inference_mode(), autocast(device, precision):
+        if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with _AttentionInHalfPrecision():
+                yield
+        else:
+            yield
+
+
+class _AttentionInHalfPrecision(TorchFunctionMode):
+    """Answers `scaled_dot_product_attention` in bfloat16 by two matrix products and a softmax between them.
+
+    PyTorch's own CPU kernel is made for long sequences in float32: on SAM 2's windows of 64 tokens the products are
+    three times faster, on its 4,096 tokens a tenth.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _attention(
+    query: Float[Tensor, "*batch queries dim"],
+    key: Float[Tensor, "*batch keys dim"],
+    value: Float[Tensor, "*batch keys width"],
+    attn_mask: Tensor | None = None,
+    **options: Any,
+) -> Float[Tensor, "*batch queries width"]:
+    plain = attn_mask is None and not any(options.get(name) for name in ("dropout_p", "is_causal", "enable_gqa"))
+    if query.dtype != torch.bfloat16 or not plain:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
+    scale = options.get("scale") or query.shape[-1] ** -0.5
+    parts = [
+        ((part * scale) @ key.mT).softmax(-1, dtype=query.dtype) @ value for part in query.split(_QUERIES, dim=-2)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
