@@ -47,7 +47,7 @@ class Settings:
 
     scenes: int = 500
     """Scenes of the first, fourth and fifth table; the second takes a fifth of them."""
-    damaged_scenes: int = 40
+    damaged_scenes: int = 200
     """Scenes for each kind and strength of damage."""
     first_seed: int = FIRST_SEED
     """Seed of the first scene."""
