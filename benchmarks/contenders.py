@@ -21,6 +21,7 @@ from PIL import Image
 
 from benchmarks.load import Body
 from core.segment.demo_training import EVALUATION_SEED
+from core.segment.options import SegmentOptions
 from core.segment.scenes import draw_queries, generate_scene, render
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,15 +43,17 @@ class Question:
 
     png: bytes
     prompts: tuple[str, ...]
+    options: SegmentOptions
 
     def segment(self) -> Body:
-        return _body([("image", self.png), *(("prompts", text.encode()) for text in self.prompts)])
+        texts = [("prompts", text.encode()) for text in self.prompts]
+        return _body([("image", self.png), *texts, ("max_instances", str(self.options.max_instances).encode())])
 
     def classify(self) -> Body:
         return _body([("image", self.png), ("top_k", b"5")])
 
 
-def questions(first: int, number: int, side: int) -> list[Question]:
+def questions(first: int, number: int, side: int, options: SegmentOptions) -> list[Question]:
     """Generated scenes that were never trained on, with two prompts that name something and one that does not.
 
     No two scenes are equal, and none of one `first` is one of another: what a service remembers is of no use to it.
@@ -61,7 +64,8 @@ def questions(first: int, number: int, side: int) -> list[Question]:
         file = io.BytesIO()
         Image.fromarray(render(scene, side)[0]).save(file, "PNG")
         queries = draw_queries(scene, np.random.default_rng(seed), num_present=2, num_absent=1)
-        asked.append(Question(png=file.getvalue(), prompts=tuple(query.text for query in queries)))
+        prompts = tuple(query.text for query in queries)
+        asked.append(Question(png=file.getvalue(), prompts=prompts, options=options))
     return asked
 
 

@@ -13,7 +13,7 @@ import tyro
 from PIL import Image
 from starlette.requests import Request
 
-from core.segment.pipeline import Segmenter
+from benchmarks.full_size import chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class SegmentApi(litserve.LitAPI):
     """Pictures and prompts in, masks as COCO's run lengths out."""
 
     def setup(self, device: str) -> None:
-        self.segmenter = Segmenter.from_preset("demo")
+        self.segmenter, self.options = chosen()
 
     def decode_request(self, request: Request, **kwargs: Any) -> tuple[np.ndarray, list[str]]:
         form: Any = request
@@ -44,7 +44,7 @@ class SegmentApi(litserve.LitAPI):
 
     def predict(self, x: Any, **kwargs: Any) -> Any:
         images, prompts = zip(*x, strict=True)
-        return self.segmenter.segment(images, prompts)
+        return self.segmenter.segment(images, prompts, self.options)
 
     def unbatch(self, output: Any) -> Any:
         return output

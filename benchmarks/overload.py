@@ -35,6 +35,7 @@ from benchmarks import contenders
 from benchmarks.load import Body, Sent, closed_loop, open_loop, percentile, steady, timed_loop
 from benchmarks.process_memory import family, usage_of
 from benchmarks.record import Verdict, conclude
+from core.segment.options import SegmentOptions
 
 _REFUSED = httpx.codes.SERVICE_UNAVAILABLE
 _FULL = 32
@@ -94,7 +95,7 @@ class Kill(Common):
 @contextmanager
 def service(settings: Common) -> Iterator[tuple[str, int, list[Body]]]:
     """The address of the segment route, the service's process, and bodies to send; warmed up."""
-    bodies = [question.segment() for question in contenders.questions(0, _BODIES, settings.side)]
+    bodies = [question.segment() for question in contenders.questions(0, _BODIES, settings.side, SegmentOptions())]
     words = {"cache_mb": str(_CACHE_MB), **contenders.parse_settings(settings.service)}
     with contenders.patchwork(words) as (url, pid):
         route = f"{url}/v1/segment"

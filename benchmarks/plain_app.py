@@ -2,7 +2,8 @@
 
     uvicorn benchmarks.plain_app:app --port 8001
 
-SAM 2's predictor keeps the picture it was given, so requests must take turns.
+The models are those of the folder that the variable `PATCHWORK_FULL_SIZE` names (see `benchmarks.full_size`), else
+`demo`'s. SAM 2's predictor keeps the picture it was given, so requests must take turns.
 """
 
 import threading
@@ -14,8 +15,8 @@ import numpy as np
 from fastapi import FastAPI, Form, UploadFile
 from PIL import Image
 
+from benchmarks.full_size import chosen
 from benchmarks.prototype import Prototype
-from core.segment.pipeline import Segmenter
 from core.segment.results import CroppedMask
 
 _loaded: dict[str, Prototype] = {}
@@ -24,7 +25,7 @@ _one_at_a_time = threading.Lock()
 
 @asynccontextmanager
 async def _load(app: FastAPI) -> AsyncIterator[None]:
-    _loaded["demo"] = Prototype(Segmenter.from_preset("demo"))
+    _loaded["models"] = Prototype(chosen()[0])
     yield
 
 
@@ -44,7 +45,7 @@ def segment(image: UploadFile, prompts: Annotated[list[str], Form()]) -> dict[st
     results = []
     for prompt in prompts:
         with _one_at_a_time:
-            answer = _loaded["demo"].segment(pixels, prompt)
+            answer = _loaded["models"].segment(pixels, prompt)
         mask = CroppedMask.from_full(answer.mask)
         results.append({"prompt": prompt, "found": answer.found, "mask": mask.rle()})
     return {"results": results}

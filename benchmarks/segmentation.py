@@ -26,19 +26,17 @@ import tyro
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.full_size import FullSize
 from benchmarks.process_memory import MEGABYTE
 from benchmarks.prototype import Prototype
 from benchmarks.record import Spread, Verdict, conclude, spread
-from core.runtime import import_torchvision, multiplies_bf16
-from core.segment.clipseg import ClipSeg
-from core.segment.demo_clipseg import build_tokenizer
+from core.runtime import multiplies_bf16
 from core.segment.flow import EncodedImage
 from core.segment.masks import box_xyxy
 from core.segment.pipeline import Segmenter
-from core.segment.sam2 import MaskPrompt, Sam2, build
+from core.segment.sam2 import MaskPrompt
 
 PROMPTS = ("a truck", "a wheel", "the sky", "a window", "a bag", "an apple", "a road", "a bottle")
-_SAM2_TINY = "configs/sam2.1/sam2.1_hiera_t.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,32 +49,6 @@ class Settings:
     """How often every case is timed."""
     output: Path | None = None
     """Write a JSON record here."""
-
-
-def random_segmenter() -> Segmenter:
-    """The public configurations with random weights."""
-    import_torchvision()
-    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
-    from transformers.models.vit.image_processing_vit import ViTImageProcessor
-
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    config = CLIPSegConfig(
-        text_config={"vocab_size": 49408, "eos_token_id": tokenizer.eos_token_id},
-        vision_config={"image_size": 352, "patch_size": 16},
-        extract_layers=[3, 6, 9],
-        reduce_dim=64,
-        use_complex_transposed_convolution=True,
-    )
-    images = ViTImageProcessor(
-        size={"height": 352, "width": 352}, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        CLIPSegForImageSegmentation(config).save_pretrained(folder)
-        CLIPSegProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
-        clipseg = ClipSeg.from_pretrained(folder)
-    sam2 = Sam2(build(_SAM2_TINY), revision="random", device=clipseg.device, precision="auto")
-    return Segmenter(clipseg, sam2)
 
 
 def documented(prototype: Prototype, image: np.ndarray, prompts: tuple[str, ...]) -> None:
@@ -148,7 +120,8 @@ def peak_memory() -> Iterator[list[float]]:
 
 def main(settings: Settings) -> None:
     """Time the cases, print ratios and verdicts."""
-    segmenter = random_segmenter()
+    with tempfile.TemporaryDirectory() as folder:
+        segmenter = FullSize(Path(folder)).save().load()
     prototype = Prototype(segmenter)
     pictures = photographs(settings.photos)
     seen = segmenter.encode(pictures)

@@ -3,9 +3,11 @@
     python -m benchmarks.serving
     python -m benchmarks.serving --output docs/records/serving/speed.json
     python -m benchmarks.serving --rounds 1 --requests 32 --concurrencies 1 8      # a first look
+    python -m benchmarks.serving --models full-size --warm-up 4 --requests 40 --concurrencies 8 --rounds 1
 
-`demo` models, generated scenes as PNG uploads with three prompts each, no scene sent twice. Contenders take turns
-within a round, each alone on the machine and warmed up:
+Generated scenes as PNG uploads with three prompts each, no scene sent twice. `demo` models, or models of the public
+checkpoints' size with random weights, of whose heatmaps one object a prompt is outlined, without closer looks.
+Contenders take turns within a round, each alone on the machine and warmed up:
 
 - plain: FastAPI and uvicorn, which call the documented use of both libraries, prompt by prompt (`plain_app.py`);
 - litserve: our pipeline behind LitServe, with its batching on (`litserve_app.py`);
@@ -19,13 +21,15 @@ less that of the model alone in a process.
 
 import io
 import multiprocessing
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,12 +39,13 @@ from PIL import Image
 
 from benchmarks import contenders
 from benchmarks.contenders import Question
+from benchmarks.full_size import FULL_SIZE, FullSize, chosen
 from benchmarks.load import closed_loop, percentile, steady
 from benchmarks.record import Verdict, conclude, spread
+from core.segment.options import SegmentOptions
 from serve.settings import CARRIED_CLASSIFIER
 
 _BATCH = 16
-_WARM_UP = 2 * _BATCH
 CEILING = "in process"
 
 
@@ -54,6 +59,10 @@ class Settings:
     """How many requests are on their way at a time."""
     requests: int = 192
     """Requests at each concurrency, but at least five times as many as are on their way."""
+    warm_up: int = 32
+    """Requests to every contender before its turn."""
+    models: Literal["demo", "full-size"] = "demo"
+    """Those that the project carries, or public configurations with random weights."""
     side: int = 256
     """Width and height of the pictures."""
     service: tuple[str, ...] = ()
@@ -84,12 +93,12 @@ class Row:
 class Scenes:
     """Deals out scenes that nobody has seen before."""
 
-    def __init__(self, side: int) -> None:
-        self._side, self._dealt = side, 0
+    def __init__(self, side: int, options: SegmentOptions) -> None:
+        self._side, self._options, self._dealt = side, options, 0
 
     def deal(self, number: int) -> list[Question]:
         self._dealt += number
-        return contenders.questions(self._dealt - number, number, self._side)
+        return contenders.questions(self._dealt - number, number, self._side, self._options)
 
 
 def measure(name: str, url: str, concurrency: int, asked: Sequence[Question]) -> Row:
@@ -108,17 +117,14 @@ def measure(name: str, url: str, concurrency: int, asked: Sequence[Question]) ->
     )
 
 
-def ceiling(asked: Sequence[Question]) -> dict[str, float]:
+def ceiling(warm_up: Sequence[Question], asked: Sequence[Question]) -> dict[str, float]:
     """Pictures a second of the batched pipeline in a process of its own: all of it, and `segment` alone."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_ceiling, (asked,))
+        return pool.apply(_ceiling, (warm_up, asked))
 
 
-def _ceiling(asked: Sequence[Question]) -> dict[str, float]:
-    from core.segment.pipeline import Segmenter
-
-    segmenter = Segmenter.from_preset("demo")
-    warm_up, asked = asked[:_WARM_UP], asked[_WARM_UP:]
+def _ceiling(warm_up: Sequence[Question], asked: Sequence[Question]) -> dict[str, float]:
+    segmenter, _ = chosen()
     _segment_all(segmenter, warm_up)
     started = time.perf_counter()
     in_segment = _segment_all(segmenter, asked)
@@ -133,7 +139,7 @@ def _segment_all(segmenter: Any, asked: Sequence[Question]) -> float:
         part = asked[start : start + _BATCH]
         images = [np.array(Image.open(io.BytesIO(question.png)).convert("RGB")) for question in part]
         started = time.perf_counter()
-        answers = segmenter.segment(images, [question.prompts for question in part])
+        answers = segmenter.segment(images, [question.prompts for question in part], part[0].options)
         seconds += time.perf_counter() - started
         for results in answers:
             for result in results:
@@ -171,13 +177,26 @@ def _model_seconds(folder: Path, calls: int) -> list[float]:
     return seconds[10:]
 
 
-def run_round(settings: Settings, scenes: Scenes) -> tuple[list[Row], dict[str, float]]:
+@contextmanager
+def _models(settings: Settings) -> Iterator[tuple[dict[str, str], SegmentOptions]]:
+    """What the service is told of the models, and what is asked of them; the others read the environment."""
+    if settings.models == "demo":
+        yield {}, SegmentOptions()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        full_size = FullSize(Path(folder)).save()
+        os.environ[FULL_SIZE] = folder
+        yield full_size.settings(), full_size.options
+        del os.environ[FULL_SIZE]
+
+
+def run_round(settings: Settings, scenes: Scenes, models: Mapping[str, str]) -> tuple[list[Row], dict[str, float]]:
     """Every contender's rows, and the single figures of the round."""
     # The same questions for all; each concurrency has its own.
     counts = {one: max(settings.requests, 5 * one) for one in settings.concurrencies}
-    warm_up, asked = scenes.deal(_WARM_UP), {one: scenes.deal(count) for one, count in counts.items()}
+    warm_up, asked = scenes.deal(settings.warm_up), {one: scenes.deal(count) for one, count in counts.items()}
     to_classify = scenes.deal(settings.requests)
-    words = contenders.parse_settings(settings.service)
+    words = {**models, **contenders.parse_settings(settings.service)}
     rows: list[Row] = []
     figures: dict[str, float] = {}
 
@@ -197,7 +216,7 @@ def run_round(settings: Settings, scenes: Scenes) -> tuple[list[Row], dict[str, 
     with contenders.patchwork(words) as (url, _):
         take_turn("patchwork", url)
         answers = classifier_seconds(url, to_classify)
-    for name, per_second in ceiling([*warm_up, *asked[settings.concurrencies[-1]]]).items():
+    for name, per_second in ceiling(warm_up, asked[settings.concurrencies[-1]]).items():
         figures[f"{CEILING}, {name}"] = per_second
         print(f"  {CEILING}, {name}: {per_second:.2f}/s", flush=True)
     folder = Path(words.get("classifier", CARRIED_CLASSIFIER))
@@ -237,11 +256,12 @@ def draw(rows: Sequence[Row], limit: float, file: Path) -> None:
 
 def main(settings: Settings) -> None:
     """Run all rounds, print the table and the verdicts."""
-    scenes = Scenes(settings.side)
     rounds = []
-    for number in range(settings.rounds):
-        print(f"round {number + 1}", flush=True)
-        rounds.append(run_round(settings, scenes))
+    with _models(settings) as (models, options):
+        scenes = Scenes(settings.side, options)
+        for number in range(settings.rounds):
+            print(f"round {number + 1}", flush=True)
+            rounds.append(run_round(settings, scenes, models))
     most = settings.concurrencies[-1]
     speeds = [{row.contender: row.per_second for row in rows if row.concurrency == most} for rows, _ in rounds]
     limits = [figures[f"{CEILING}, whole"] for _, figures in rounds]

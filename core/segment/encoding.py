@@ -1,4 +1,4 @@
-"""How the image encoders are run: without gradients, in mixed precision, and with attention that suits the processor."""
+"""How the image encoders are run: without gradients, in mixed precision, with attention that suits the processor."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +57,5 @@ def _attention(
     if query.dtype != torch.bfloat16 or not plain:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
     scale = options.get("scale") or query.shape[-1] ** -0.5
-    parts = [
-        ((part * scale) @ key.mT).softmax(-1, dtype=query.dtype) @ value for part in query.split(_QUERIES, dim=-2)
-    ]
+    parts = [((part * scale) @ key.mT).softmax(-1, dtype=query.dtype) @ value for part in query.split(_QUERIES, dim=-2)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.full_size import SAM2_TINY
 from core.segment.sam2 import MaskPrompt, Sam2
-from tests.core.segment.conftest import SAM2_TINY
 
 BOX = np.array([20.0, 30.0, 120.0, 110.0])
 POINTS, LABELS = np.array([[60.0, 60.0], [150.0, 20.0]]), np.array([1, 0])

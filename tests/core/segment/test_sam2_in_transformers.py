@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.full_size import SAM2_TINY
 from core.segment.sam2 import MaskPrompt, Sam2
-from tests.core.segment.conftest import SAM2_TINY
 
 SHARED_POSITIONS = "shared_image_embedding.positional_embedding"
 # What sam2 calls its parts, as patterns, and what transformers calls them.
