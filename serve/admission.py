@@ -37,7 +37,7 @@ class Admission:
             # Answers that never come teach nothing: the estimate must not keep everybody out for good.
             self._per_answer_s *= 1 - _SMOOTHING
             detail = f"An answer would take about {expected:.1f} s; this request has {max(left_s, 0):.2g} s."
-            raise Problem(problems.DEADLINE_PASSED, detail)
+            raise Problem(problems.BUSY, detail)
         if not self.in_hand:
             self._last_event = time.perf_counter()
         self.in_hand += 1

@@ -138,4 +138,5 @@ def test_a_deadline_that_cannot_be_met(url: str, scenes: list[Labelled]) -> None
         if response.status_code == 200:  # a fast machine, or there was no time for SAM 2
             assert {result.get("degraded") for result in response.json()["results"]} <= {"deadline", None}
         else:
-            assert_problem(response, 504, "deadline-passed")
+            assert response.status_code in (503, 504)
+            assert_problem(response, response.status_code, {503: "busy", 504: "deadline-passed"}[response.status_code])
