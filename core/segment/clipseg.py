@@ -18,7 +18,7 @@ from core.segment.encoding import encoding
 from core.segment.grounder import Image
 
 # Rows of (picture, prompt) that the decoder takes at a time: what bounds the memory of a call.
-DECODER_ROWS = 64
+DECODER_ROWS = 16
 CACHED_TEXTS = 4096
 
 
