@@ -43,7 +43,7 @@ def test_segmentation_figures_are_the_records() -> None:
         assert f"{answers['worse_than_coarse'][of]:.2%}" in README
     for verdict in damage["verdicts"]:
         kind = verdict["claim"].removeprefix("lost to ").partition(" of strength")[0]
-        assert f"{kind} {verdict['measured']:.2f}" in README
+        assert f"{kind} {round(verdict['measured'], 2) + 0.0:.2f}" in README
     for verdict in thresholds["verdicts"]:
         assert f"{verdict['measured']:.4f}" in README
 
