@@ -3,8 +3,10 @@
     python -m benchmarks.batch
     python -m benchmarks.batch --parts speed --rounds 5 --output docs/records/benchmarks/batch.json
     python -m benchmarks.batch --parts memory --memory-pictures 500 2000
+    python -m benchmarks.batch --parts speed --models full-size --pictures 32 --prompts 3 --rounds 1
 
-Generated scenes of 256x256 pixels as PNG files, and the demo weights. Speed, over the same files and prompts:
+Generated scenes of 256x256 pixels as PNG files, and the demo weights; or for speed, models of the public checkpoints'
+size with random weights, of whose heatmaps one object a prompt is outlined. Speed, over the same files and prompts:
 
 - documented: CLIPSeg and SAM 2 as their documentation shows them, a picture and a prompt at a time, in a plain loop;
 - one process: `Segmenter.segment` on batches of 16 pictures, with as many threads as the machine has cores;
@@ -32,10 +34,12 @@ import torch
 import tyro
 from PIL import Image
 
+from benchmarks.full_size import FullSize
 from benchmarks.process_memory import MEGABYTE, family, usage_of
 from benchmarks.prototype import Prototype
 from benchmarks.record import Verdict, conclude, spread
 from core.images import decode
+from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter
 from core.segment.scenes import generate_scene, render
 
@@ -54,6 +58,8 @@ class Settings:
 
     parts: tuple[Literal["speed", "memory"], ...] = ("speed", "memory")
     """What to measure."""
+    models: Literal["demo", "full-size"] = "demo"
+    """Whose speed is measured: those that the project carries, or public configurations with random weights."""
     pictures: int = 256
     """Pictures of a round of the speed measurement."""
     rounds: int = 3
@@ -88,17 +94,17 @@ def documented(prototype: Prototype, files: Sequence[Path], prompts: Sequence[st
             prototype.segment(image, prompt)
 
 
-def one_process(segmenter: Segmenter, files: Sequence[Path], prompts: Sequence[str]) -> None:
+def one_process(segmenter: Segmenter, files: Sequence[Path], prompts: Sequence[str], options: SegmentOptions) -> None:
     """The batched pipeline without Ray."""
     for start in range(0, len(files), _BATCH):
         images = [decode(file.read_bytes(), max_pixels=_MAX_PIXELS) for file in files[start : start + _BATCH]]
-        segmenter.segment(images, [prompts] * len(images))
+        segmenter.segment(images, [prompts] * len(images), options)
 
 
-def start_job(folder: Path, prompts: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
-    """`python serve/batch.py` with its defaults."""
+def start_job(folder: Path, prompts: Sequence[str], output: Path, flags: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """`python serve/batch.py` with its defaults, but for these flags."""
     asked = [word for prompt in prompts for word in ("--prompt", prompt)]
-    command = [sys.executable, str(_BATCH_PROGRAM), str(folder), *asked, "--output", str(output)]
+    command = [sys.executable, str(_BATCH_PROGRAM), str(folder), *asked, *flags, "--output", str(output)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
@@ -117,24 +123,34 @@ def rate(call: Callable[[], None], pictures: int) -> float:
     return pictures / (time.perf_counter() - start)
 
 
+def _models(settings: Settings, place: Path) -> tuple[Segmenter, SegmentOptions, list[str]]:
+    """The pipeline, what it is asked, and the job's flags for the same."""
+    if settings.models == "demo":
+        return Segmenter.from_preset("demo"), SegmentOptions(), []
+    full_size = FullSize(place / "models").save()
+    words = {**full_size.settings(), "max_instances": str(full_size.options.max_instances)}
+    flags = [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return full_size.load(), full_size.options, flags
+
+
 def measure_speed(settings: Settings, place: Path) -> tuple[dict[str, Any], list[Verdict]]:
     """The three rates, round by round."""
     prompts = PROMPTS[: settings.prompts]
     folder = place / "speed"
     write_scenes(folder, settings.pictures, different=settings.pictures)
     files = sorted(folder.iterdir())
-    segmenter = Segmenter.from_preset("demo")
+    segmenter, options, flags = _models(settings, place)
     prototype = Prototype(segmenter)
     documented(prototype, files[:2], prompts)
-    one_process(segmenter, files[:_BATCH], prompts)
+    one_process(segmenter, files[:2], prompts, options)
     print(f"{len(files)} pictures, {len(prompts)} prompts, {torch.get_num_threads()} threads; pictures a second\n")
     print(f"{'':8}{'documented':>12}{'one process':>13}{'job':>8}{'start-up':>12}{'with all':>10}")
     rounds = []
     for turn in range(settings.rounds):
         theirs = rate(lambda: documented(prototype, files, prompts), len(files))
-        alone = rate(lambda: one_process(segmenter, files, prompts), len(files))
+        alone = rate(lambda: one_process(segmenter, files, prompts, options), len(files))
         output = place / f"job-{turn}"
-        job = figures_of(start_job(folder, prompts, output), output)
+        job = figures_of(start_job(folder, prompts, output, flags), output)
         whole = job["pictures"] / job["seconds"]
         rounds.append({"documented": theirs, "one_process": alone, **job})
         print(

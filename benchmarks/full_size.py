@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+import shutil
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from safetensors.torch import save_file
 
 from core.runtime import import_torchvision
 from core.segment.calibration import Calibration
@@ -34,18 +37,17 @@ class FullSize:
 
     @property
     def sam2(self) -> Path:
-        return self.folder / "sam2.1_hiera_tiny.pt"
+        return self.folder / "sam2"
 
     @property
     def calibration(self) -> Path:
         return self.folder / "calibration.json"
 
     def settings(self) -> dict[str, str]:
-        """What names them to the service."""
+        """What names them to the service and to a batch job."""
         return {
             "clipseg": str(self.clipseg),
             "sam2": str(self.sam2),
-            "sam2_config": SAM2_TINY,
             "calibration": str(self.calibration),
         }
 
@@ -53,16 +55,17 @@ class FullSize:
         """Write all of them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_clipseg(self.clipseg)
-        save_sam2(self.sam2)
+        self.sam2.mkdir()
+        shutil.copyfile(Path(str(resources.files("sam2") / SAM2_TINY)), self.sam2 / "config.yaml")
+        torch.manual_seed(0)
+        save_file(build(SAM2_TINY).state_dict(), self.sam2 / "model.safetensors")
         # What random weights see is everywhere in pieces: no closer looks at each.
         dataclasses.replace(Calibration(), zoom_below=0.0).save(self.calibration)
         return self
 
     def load(self) -> Segmenter:
         """The pipeline with these models."""
-        return Segmenter.from_pretrained(
-            clipseg=self.clipseg, sam2=self.sam2, sam2_config=SAM2_TINY, calibration=self.calibration
-        )
+        return Segmenter.from_pretrained(clipseg=self.clipseg, sam2=self.sam2, calibration=self.calibration)
 
 
 def chosen() -> tuple[Segmenter, SegmentOptions]:
@@ -96,6 +99,6 @@ def save_clipseg(folder: Path) -> None:
 
 
 def save_sam2(file: Path) -> None:
-    """SAM 2.1 tiny's public configuration, saved as the public checkpoints are."""
+    """SAM 2.1 tiny's public configuration, saved as the public checkpoints are: a `.pt` file."""
     torch.manual_seed(0)
     torch.save({"model": build(SAM2_TINY).state_dict()}, file)

@@ -51,21 +51,31 @@ def hysteresis(shares: np.ndarray, low: float, high: float) -> Mask:
     return np.isin(labels, kept[kept > 0])
 
 
-def split(mask: Mask, *, min_share: float, depth: float) -> list[Mask]:
+def split(mask: Mask, *, min_share: float, depth: float, most: int) -> list[Mask]:
     """Objects in a mask: its components, and where one narrows enough, the parts on either side of the neck.
 
     A component is cut (watershed of the distance to its edge) between two cores that are separated by a neck narrower
-    than `depth` times the smaller core. Parts below `min_share` of the largest are dropped as specks.
+    than `depth` times the smaller core. Parts below `min_share` of the largest are dropped as specks; of the others the
+    `most` largest are given, the largest first.
     """
-    labels, count = _components(mask)
-    parts = []
-    for index, where in enumerate(ndimage.find_objects(labels)[:count]):
+    labels, _ = _components(mask)
+    areas = np.bincount(labels.ravel())[1:]
+    places = ndimage.find_objects(labels)
+    sizes: list[int] = []
+    parts: list[Mask] = []
+    # The largest first: a mask of noise has thousands of components, and most need not be looked at.
+    for index in np.argsort(-areas, kind="stable"):
+        enough = len(sizes) >= most and sorted(sizes)[-most] >= areas[index]
+        if enough or areas[index] < min_share * max(sizes, default=0):
+            break
         part = np.zeros_like(mask)
-        part[where] = labels[where] == index + 1
-        parts += _cut_at_necks(part, where, depth)
-    largest = max((int(part.sum()) for part in parts), default=0)
-    kept = [part for part in parts if part.sum() >= min_share * largest]
-    return sorted(kept, key=lambda part: -int(part.sum()))
+        part[places[index]] = labels[places[index]] == index + 1
+        pieces = _cut_at_necks(part, places[index], depth)
+        parts += pieces
+        sizes += [int(piece.sum()) for piece in pieces]
+    least = min_share * max(sizes, default=0)
+    order = [index for index in np.argsort(-np.array(sizes, int), kind="stable") if sizes[index] >= least]
+    return [parts[index] for index in order[:most]]
 
 
 def _cut_at_necks(mask: Mask, where: Any, depth: float) -> list[Mask]:

@@ -116,8 +116,8 @@ def find_regions(
         above = shares >= threshold
     if above.sum() < _MIN_CELLS:
         return threshold, []
-    parts = split(above, min_share=calibration.min_area, depth=calibration.neck)
-    parts = [part for part in parts if part.sum() >= _MIN_CELLS][: options.max_instances]
+    parts = split(above, min_share=calibration.min_area, depth=calibration.neck, most=options.max_instances)
+    parts = [part for part in parts if part.sum() >= _MIN_CELLS]
     nearest = _nearest_part(parts) if len(parts) > 1 else np.zeros(above.shape, int)
     regions = []
     for index, part in enumerate(parts):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from core.segment.masks import boundary_f, box_xyxy, hysteresis, iou, soft_iou, split, stability
 
@@ -52,16 +53,23 @@ def test_hysteresis_keeps_what_is_joined_to_a_seed() -> None:
 
 
 def test_objects_apart_or_just_touching_are_told_apart_and_specks_are_dropped() -> None:
-    apart = split(disc(30, 50, 15) | disc(90, 50, 12) | disc(60, 10, 1), min_share=0.05, depth=0.6)
+    apart = split(disc(30, 50, 15) | disc(90, 50, 12) | disc(60, 10, 1), min_share=0.05, depth=0.6, most=20)
     assert [int(part.sum()) for part in apart] == [int(disc(30, 50, 15).sum()), int(disc(90, 50, 12).sum())]
-    touching = split(disc(40, 50, 18) | disc(74, 50, 18), min_share=0.05, depth=0.6)
+    touching = split(disc(40, 50, 18) | disc(74, 50, 18), min_share=0.05, depth=0.6, most=20)
     assert len(touching) == 2
     assert iou(touching[0], disc(40, 50, 18)) > 0.9 or iou(touching[0], disc(74, 50, 18)) > 0.9
+
+
+def test_of_noise_only_the_largest_pieces_are_given() -> None:
+    noise = np.random.default_rng(0).random((352, 352)) < 0.35
+    areas = np.sort(np.bincount(ndimage.label(noise)[0].ravel())[1:])[::-1]
+    parts = split(noise, min_share=0.0, depth=0.0, most=5)
+    assert [int(part.sum()) for part in parts] == areas[:5].tolist()
 
 
 def test_one_object_with_arms_or_a_hole_stays_one() -> None:
     ring = disc(60, 50, 30) & ~disc(60, 50, 20)
     cross = (abs(COLUMNS - 60) < 10) & (abs(ROWS - 50) < 35) | (abs(ROWS - 50) < 10) & (abs(COLUMNS - 60) < 35)
     for mask in (ring, cross, disc(60, 50, 30) & ~disc(75, 50, 24)):
-        assert len(split(mask, min_share=0.05, depth=0.6)) == 1
-    assert split(EMPTY, min_share=0.05, depth=0.6) == []
+        assert len(split(mask, min_share=0.05, depth=0.6, most=20)) == 1
+    assert split(EMPTY, min_share=0.05, depth=0.6, most=20) == []
