@@ -198,7 +198,7 @@ def run(settings: Settings, storage: Path) -> tuple[list[float], list[Kill]]:
             kills.append(
                 Kill(
                     moment_s=moment,
-                    interrupted=sum(attempt > 1 for attempt in killed.trials["attempt"]),
+                    interrupted=int((killed.trials["attempt"] > 1).sum()),
                     recovery_s=recovery,
                     seconds=elapsed,
                 )
