@@ -198,7 +198,7 @@ def run(settings: Settings, storage: Path) -> tuple[list[float], list[Kill]]:
             kills.append(
                 Kill(
                     moment_s=moment,
-                    interrupted=int((killed.trials["attempt"] > 1).sum()),
+                    interrupted=sum(int(attempt) > 1 for attempt in killed.trials["attempt"]),
                     recovery_s=recovery,
                     seconds=elapsed,
                 )
