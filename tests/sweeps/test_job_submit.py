@@ -1,6 +1,5 @@
 """`ray job submit` of a sweep to a cluster whose Python lacks the project's code."""
 
-import os
 import re
 import subprocess
 import sys
@@ -82,10 +81,16 @@ def wait_until_answered(url: str, seconds: float = 60) -> None:
             time.sleep(0.2)
 
 
-def submit(dashboard: str, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+def submit(dashboard: str, *entrypoint: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    """`ray job submit`, again while the nodes' agents are still starting, as Ray asks for then."""
     ray = Path(sys.executable).with_name("ray")
     words = [str(ray), "job", "submit", "--address", dashboard, "--working-dir", str(ROOT), "--", *entrypoint]
-    return subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=os.environ)
+    deadline = time.monotonic() + seconds
+    while True:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False)
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(1)
 
 
 def test_a_submitted_sweep_runs_on_workers_that_have_only_its_dependencies(dashboard: str, tmp_path: Path) -> None:
