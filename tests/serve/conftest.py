@@ -1,7 +1,10 @@
-"""A checkpoint small enough to load in a moment, whose answers still differ from picture to picture."""
+"""A checkpoint small enough to load in a moment, pictures for it, and an ear on all connections."""
 
 import io
+import socket
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ CLASS_NAMES = ("cat", "dog", "frog", "ship")
 
 @pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model whose answers differ from picture to picture."""
     config = ViTConfig(image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=len(CLASS_NAMES))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -51,3 +55,22 @@ def pictures() -> list[bytes]:
         Image.fromarray(pixels).save(file, "PNG")
         files.append(file.getvalue())
     return files
+
+
+@pytest.fixture(scope="session")
+def all_connects() -> list[Any]:
+    seen: list[Any] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.connect" and arguments[0].family != socket.AF_UNIX:
+            seen.append(arguments[1])
+
+    sys.addaudithook(watch)  # for good: there is no way to take it back
+    return seen
+
+
+@pytest.fixture
+def connects(all_connects: list[Any]) -> list[Any]:
+    """Every attempt of this process to connect to anything, as the interpreter reports it."""
+    all_connects.clear()
+    return all_connects
