@@ -1,19 +1,21 @@
 """What all models have in common, and the checks that their configs share."""
 
+from abc import ABC, abstractmethod
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, ABC):
     """Maps normalised pictures to class logits, in stages whose features can be looked at."""
 
+    @abstractmethod
     def stages(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
         """Features after each stage: maps `[batch, channels, height, width]` or tokens `[batch, tokens, dim]`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classify(self, features: Tensor) -> Float[Tensor, "batch classes"]:
         """Class logits from the last stage."""
-        raise NotImplementedError
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         return self.classify(self.stages(images)[-1])

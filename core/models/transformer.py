@@ -1,6 +1,7 @@
 """What a ViT and a hybrid share: the shape of their transformer, and a classifier on tokens."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -118,9 +119,9 @@ class TokenClassifier(Classifier):
         if config.position == "learned":
             nn.init.normal_(self.position, std=0.02)
 
+    @abstractmethod
     def embed(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
         """Tokens of a square grid, row by row."""
-        raise NotImplementedError
 
     def stages(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
         """What each block gives, `[batch, tokens, dim]`; the last one after the last norm.
