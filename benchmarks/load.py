@@ -20,7 +20,7 @@ import httpx
 
 # In the place of a status, where the connection broke.
 BROKEN = 0
-_TIMEOUT_S = 120.0
+TIMEOUT_S = 120.0
 # After a refusal, as a client would: or those that are refused at once would outnumber all others.
 _PAUSE_S = 0.1
 
@@ -174,7 +174,7 @@ async def _measured(
     url: str, connections: int | None, sent: list[Sent], work: Callable[["_Sender"], Awaitable[None]]
 ) -> Load:
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-    async with httpx.AsyncClient(timeout=_TIMEOUT_S, limits=limits, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits, trust_env=False) as client:
         by_the_wall, cpu, started = time.time(), time.process_time(), time.perf_counter()
         await work(_Sender(client, url, started))
         share = (time.process_time() - cpu) / (time.perf_counter() - started)

@@ -40,7 +40,7 @@ from PIL import Image
 from benchmarks import contenders
 from benchmarks.contenders import Question
 from benchmarks.full_size import FULL_SIZE, FullSize, chosen
-from benchmarks.load import closed_loop, percentile, steady
+from benchmarks.load import TIMEOUT_S, closed_loop, percentile, steady
 from benchmarks.record import Verdict, conclude, spread
 from core.segment.options import SegmentOptions
 from serve.settings import CARRIED_CLASSIFIER
@@ -186,8 +186,11 @@ def _models(settings: Settings) -> Iterator[tuple[dict[str, str], SegmentOptions
     with tempfile.TemporaryDirectory() as folder:
         full_size = FullSize(Path(folder)).save()
         os.environ[FULL_SIZE] = folder
-        yield full_size.settings(), full_size.options
-        del os.environ[FULL_SIZE]
+        try:
+            # The others answer however late it is.
+            yield {**full_size.settings(), "request_timeout_s": str(TIMEOUT_S)}, full_size.options
+        finally:
+            del os.environ[FULL_SIZE]
 
 
 def run_round(settings: Settings, scenes: Scenes, models: Mapping[str, str]) -> tuple[list[Row], dict[str, float]]:

@@ -61,21 +61,17 @@ def split(mask: Mask, *, min_share: float, depth: float, most: int) -> list[Mask
     labels, _ = _components(mask)
     areas = np.bincount(labels.ravel())[1:]
     places = ndimage.find_objects(labels)
-    sizes: list[int] = []
-    parts: list[Mask] = []
+    parts: list[tuple[int, Mask]] = []
     # The largest first: a mask of noise has thousands of components, and most need not be looked at.
     for index in np.argsort(-areas, kind="stable"):
-        enough = len(sizes) >= most and sorted(sizes)[-most] >= areas[index]
-        if enough or areas[index] < min_share * max(sizes, default=0):
+        least = min_share * parts[0][0] if parts else 0
+        if areas[index] < least or (len(parts) >= most and areas[index] <= parts[most - 1][0]):
             break
         part = np.zeros_like(mask)
         part[places[index]] = labels[places[index]] == index + 1
-        pieces = _cut_at_necks(part, places[index], depth)
-        parts += pieces
-        sizes += [int(piece.sum()) for piece in pieces]
-    least = min_share * max(sizes, default=0)
-    order = [index for index in np.argsort(-np.array(sizes, int), kind="stable") if sizes[index] >= least]
-    return [parts[index] for index in order[:most]]
+        parts += [(int(piece.sum()), piece) for piece in _cut_at_necks(part, places[index], depth)]
+        parts.sort(key=lambda one: -one[0])
+    return [part for area, part in parts[:most] if area >= min_share * parts[0][0]]
 
 
 def _cut_at_necks(mask: Mask, where: Any, depth: float) -> list[Mask]:

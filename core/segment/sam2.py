@@ -114,9 +114,12 @@ class Sam2:
 
     def encode_images(self, images: Sequence[Image]) -> list[Sam2Features]:
         """Encode pictures (uint8 RGB, any sizes) together; on a CPU, a few at a time."""
-        at_once = ENCODER_PIXELS_ON_A_CPU // self.image_size**2 if self.device.type == "cpu" else len(images)
-        starts = range(0, len(images), max(1, at_once))
-        return [features for start in starts for features in self._encode(images[start : start + max(1, at_once)])]
+        most = ENCODER_PIXELS_ON_A_CPU // self.image_size**2 if self.device.type == "cpu" else len(images)
+        at_once = max(1, most)
+        encoded: list[Sam2Features] = []
+        for start in range(0, len(images), at_once):
+            encoded += self._encode(images[start : start + at_once])
+        return encoded
 
     def _encode(self, images: Sequence[Image]) -> list[Sam2Features]:
         pixels = torch.stack([self._pixels(image) for image in images]).to(self.device)
@@ -145,8 +148,8 @@ class Sam2:
             groups.setdefault((len(clicks[row][1]), prompt.mask_logits is not None), []).append(row)
         answers: list[MaskCandidates | None] = [None] * len(prompts)
         largest = max((feature.nbytes for feature in features), default=1)
-        at_most = DECODER_BYTES_ON_A_CPU if self.device.type == "cpu" else DECODER_BYTES
-        at_once = max(1, min(DECODER_ROWS, at_most // largest))
+        most_bytes = DECODER_BYTES_ON_A_CPU if self.device.type == "cpu" else DECODER_BYTES
+        at_once = max(1, min(DECODER_ROWS, most_bytes // largest))
         for (_, has_mask), rows in groups.items():
             for start in range(0, len(rows), at_once):
                 part = rows[start : start + at_once]
