@@ -26,6 +26,7 @@ cluster = Cluster(
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
         "dashboard_port": port,
+        "dashboard_agent_listen_port": 0,  # its default is one fixed port, which another head here may hold
         "temp_dir": temp_dir,
     },
 )
