@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from core.segment.calibration import Calibration
-from serve.batch_cluster import connect, plan_workers
+from serve.batch_cluster import Workers, connect, plan_workers
 from serve.batch_finish import finish, is_finished
 from serve.batch_flags import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Flags, UsageError, parse
 from serve.batch_input import Input, find_input
@@ -115,12 +115,11 @@ def _do_shards(flags: Flags, job: Job, task: Task, source: Input, pending: list[
     done = job.num_pictures - job.pictures_in(set(pending))
     connect(flags.address)
     try:
-        workers, gpus = plan_workers(flags)
-        workers = min(workers, len(pending))
-        job.begin_run({"workers": workers, "cpus_per_worker": flags.cpus_per_worker, "gpus_per_worker": gpus})
+        workers = plan_workers(flags, len(pending))
+        job.begin_run({"workers": workers.number, "cpus_per_worker": workers.cpus, "gpus_per_worker": workers.gpus})
         left_out = f"; {source.left_out.total():,} other files left out" if source.left_out else ""
         earlier = f", {done:,} of them done before" if done else ""
-        say(f"{job.num_pictures:,} pictures{earlier}{left_out}; {workers} workers load the models")
+        say(f"{job.num_pictures:,} pictures{earlier}{left_out}; {workers.number} workers load the models")
         work = Work(
             task=task,
             source=replace(source, files=()),  # what a glob matched is in the listing
@@ -128,10 +127,10 @@ def _do_shards(flags: Flags, job: Job, task: Task, source: Input, pending: list[
             run=uuid.uuid4().hex,
             max_pixels=flags.max_pixels,
             batch_size=flags.batch_size,
-            threads=flags.cpus_per_worker,
+            threads=workers.cpus,
         )
         with ProgressLine(total=job.num_pictures, done=done) as progress:
-            for shard in _stream(work, pending, workers, flags.cpus_per_worker, gpus):
+            for shard in _stream(work, pending, workers):
                 if shard["stopped"]:
                     raise JobStopped(shard["stopped"])
                 startup = startup or shard["began"] - began
@@ -145,21 +144,21 @@ def _do_shards(flags: Flags, job: Job, task: Task, source: Input, pending: list[
     }
 
 
-def _stream(work: Work, pending: list[int], workers: int, cpus: int, gpus: float) -> Iterator[dict[str, Any]]:
+def _stream(work: Work, pending: list[int], workers: Workers) -> Iterator[dict[str, Any]]:
     """Shards through a pool of actors, a block a shard, so that what is held does not depend on how many there are."""
     import pyarrow as pa
     from ray.data import ActorPoolStrategy, from_arrow
 
     # Two in the hands of a worker: the next is there when one ends, and none has many left when others have none.
-    pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2)
+    pool = ActorPoolStrategy(size=workers.number, max_tasks_in_flight_per_actor=2)
     done = from_arrow([pa.table({"shard": [shard]}) for shard in pending]).map_batches(
         ShardWorker,
         fn_constructor_args=(work,),
         batch_format="pyarrow",
         batch_size=1,
         compute=pool,
-        num_cpus=cpus,
-        num_gpus=gpus,
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus,
     )
     blocks: Any = done.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
     for block in blocks:

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,17 @@ def connect(address: str | None) -> None:
     context.print_on_execution_start = False
 
 
-def plan_workers(flags: Flags) -> tuple[int, float]:
-    """How many workers, and the GPUs of each: what was asked for, else all that the cluster has room for now.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """How many there are, and what each has."""
+
+    number: int
+    cpus: int
+    gpus: float
+
+
+def plan_workers(flags: Flags, num_shards: int) -> Workers:
+    """What was asked for, else as many workers as there is work and room for now, which share all CPUs.
 
     Raises:
         UsageError: a worker fits on no node, nor on one that the autoscaler can add.
@@ -72,18 +82,24 @@ def plan_workers(flags: Flags) -> tuple[int, float]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     growth = state.get_max_resources_from_cluster_config() or {}
     largest = {kind: max([growth.get(kind, 0), *(node.get(kind, 0) for node in nodes)]) for kind in ("CPU", "GPU")}
-    cpus = flags.cpus_per_worker
+    cpus = flags.cpus_per_worker or 1
     gpus = float(largest["GPU"] > 0) if flags.gpus_per_worker is None else flags.gpus_per_worker
-    room = sum(
-        int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else node.get("CPU", 0) // cpus))
-        for node in nodes
-    )
-    if not room and not (growth.get("CPU", 0) >= cpus and growth.get("GPU", 0) >= gpus):
+
+    def room(cpus: int) -> int:
+        return sum(
+            int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else node.get("CPU", 0) // cpus))
+            for node in nodes
+        )
+
+    if not room(cpus) and not (growth.get("CPU", 0) >= cpus and growth.get("GPU", 0) >= gpus):
         raise UsageError(
             f"a worker asks for {cpus} CPUs and {gpus:g} GPUs, and no node of the cluster has them (the largest have "
             f"{largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs); lower --cpus-per-worker or --gpus-per-worker"
         )
-    return flags.num_workers or max(1, room), gpus
+    number = min(flags.num_workers or max(1, room(cpus)), num_shards)
+    while flags.cpus_per_worker is None and room(cpus + 1) >= number:
+        cpus += 1
+    return Workers(number=number, cpus=cpus, gpus=gpus)
 
 
 def _start(init: Callable[..., Any], *words: Any, **settings: Any) -> None:

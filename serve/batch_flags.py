@@ -75,7 +75,7 @@ class Flags:
     """Pictures that are written together: what is lost, at most, a worker, when the job is stopped."""
     num_workers: Annotated[int | None, _optional("N", "all that the cluster has room for")] = None
     """Processes with a copy of the models each."""
-    cpus_per_worker: int = 1
+    cpus_per_worker: Annotated[int | None, _optional("N", "1, or more where there is less work than CPUs")] = None
     """CPUs of a worker; its PyTorch uses as many threads."""
     gpus_per_worker: Annotated[float | None, _optional("N", "1 where the cluster has GPUs, else 0")] = None
     """GPUs of a worker, fractions allowed."""

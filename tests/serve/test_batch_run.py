@@ -122,6 +122,8 @@ def test_parquet_behind_a_url_is_classified_by_the_same_road(checkpoint_folder: 
     assert frame["image_id"].tolist() == list(np.arange(1, 21).repeat(2))
     assert frame["picture"].tolist() == [str(row) for _ in range(2) for row in range(10) for _ in range(2)]
     assert len(pd.read_parquet(tmp_path / "classes" / "errors.parquet")) == 0
+    (only,) = json.loads((tmp_path / "classes" / "batch.json").read_text())["runs"]
+    assert only["workers"] == 1 and only["cpus_per_worker"] == os.cpu_count()  # no core is left idle
 
 
 @pytest.mark.parametrize(
