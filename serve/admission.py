@@ -15,6 +15,7 @@ class Admission:
 
     def __init__(self, max_in_hand: int) -> None:
         self.in_hand = 0
+        self.is_closed = False
         self._max_in_hand = max_in_hand
         self._per_answer_s = 0.0
         self._last_event = 0.0
@@ -28,8 +29,10 @@ class Admission:
         """Let a request in that has `left_s` seconds left.
 
         Raises:
-            Problem: there are too many already, or it cannot be answered in that time.
+            Problem: there are too many already, it cannot be answered in that time, or the service is ending.
         """
+        if self.is_closed:
+            raise Problem(problems.UNAVAILABLE, "The service is ending; try again shortly.")
         if self.in_hand >= self._max_in_hand:
             raise Problem(problems.BUSY, f"{self.in_hand} requests are waiting or at work; try again shortly.")
         if self.in_hand and self.expected_s > left_s:

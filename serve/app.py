@@ -9,8 +9,9 @@ from ray.serve import Application
 from serve.gate import read_keys
 from serve.ingress import Ingress
 from serve.ports import SegmenterCard
+from serve.run_command import end_well
 from serve.settings import CARRIED_CLASSIFIER, Settings, StartError
-from serve.start_checks import check_machine, fail_if_deployment_fails
+from serve.start_checks import check_machine
 
 API_KEYS = "PATCHWORK_API_KEYS"
 # More than the ingress lets in, so that the refusal is its own, in our form; what this limit holds back waits in
@@ -77,7 +78,7 @@ def build(settings: Settings) -> Application:
     plan = _Plan.of(settings)
     models = _load_once(settings)
     _check_machine(settings, plan, models)
-    fail_if_deployment_fails()
+    end_well(settings.request_timeout_s)
 
     classifier = Classifier.options(**_resources(settings, _SMALL_CPUS, plan.small_gpus)).bind(settings)
     segmenter = _segmenter(settings, plan, models.segmenter)

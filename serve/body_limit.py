@@ -1,9 +1,27 @@
 """Refuses a request body that is too large, from its declared length or, where none is declared, while it arrives."""
 
+from collections.abc import Mapping
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.problems import BODY_TOO_LARGE, Problem
+
+# What has at most so many times the largest size is received to its end, and thrown away as it comes.
+_BEARABLE = 8
+
+
+def headers_if_unread(headers: Mapping[str, str], max_bytes: int) -> dict[str, str]:
+    """For an answer to a request whose body is not read: whether the connection ends with it.
+
+    A connection that is closed while the client still sends is reset, and the answer in it may be lost before the
+    client has read it (RFC 9112, section 9.6). So it is only for bodies without an end in sight.
+    """
+    declared = headers.get("content-length", "")
+    bearable = "transfer-encoding" not in headers and int(declared if declared.isdecimal() else 0) <= (
+        _BEARABLE * max_bytes
+    )
+    return {} if bearable else {"Connection": "close"}
 
 
 class BodyLimit:
@@ -17,9 +35,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_bytes:
-            await self._problem().response()(scope, receive, send)
+            await self._problem(headers).response()(scope, receive, send)
             return
         received = 0
 
@@ -28,15 +47,14 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
-                raise self._problem()
+                raise self._problem(headers)
             return message
 
         await self._app(scope, counted, send)
 
-    def _problem(self) -> Problem:
-        # The rest of the upload is still on its way: on a connection kept open it would be read as the next request.
+    def _problem(self, headers: Headers) -> Problem:
         return Problem(
             BODY_TOO_LARGE,
             f"The request body may have at most {self._max_bytes:,} bytes.",
-            headers={"Connection": "close"},
+            headers=headers_if_unread(headers, self._max_bytes),
         )

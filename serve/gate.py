@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import problems
 from serve.admission import Admission
+from serve.body_limit import headers_if_unread
 from serve.metrics import RequestMetrics
 from serve.problems import Problem
 from serve.schemas import FieldError
@@ -73,7 +74,7 @@ class Gate:
 
     Args:
         keys: digests of the API keys; none are asked for if there are none. They guard `/v1/`, not health or the page.
-        admissions: by path, for the routes that do work.
+        admissions: by path, for the routes that do work. max_bytes: of a body.
     """
 
     def __init__(
@@ -83,10 +84,11 @@ class Gate:
         keys: Sequence[bytes],
         admissions: Mapping[str, Admission],
         timeout_s: float,
+        max_bytes: int,
         metrics: RequestMetrics,
     ) -> None:
         self._app, self._keys, self._admissions = app, keys, admissions
-        self._timeout_s, self._metrics = timeout_s, metrics
+        self._timeout_s, self._max_bytes, self._metrics = timeout_s, max_bytes, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,8 +116,7 @@ class Gate:
             if admission is not None:
                 admission.enter(scope[problems.TICKET].left_s)
         except Problem as problem:
-            # The body is still on its way, and nobody will read it.
-            problem.headers = {**(problem.headers or {}), "Connection": "close"}
+            problem.headers = {**(problem.headers or {}), **headers_if_unread(headers, self._max_bytes)}
             await problem.response(request_id)(scope, receive, noting_status)
             self._note(path, admission, status, request_id, began)
             return

@@ -2,7 +2,7 @@
 
 import asyncio
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ from serve.schemas import Classification, Limits, Live, ModelCard, Models, Ready
 from serve.settings import Settings
 
 _READY_TIMEOUT_S = 5.0
+_CLOSING_STEP_S = 0.05
 _RESTARTING = "A model is being restarted; try again shortly."
 
 
@@ -48,12 +49,14 @@ def create_app(
     segmenter: SegmenterPort,
     card: SegmenterCard,
     keys: Sequence[bytes] = (),
+    admissions: Mapping[str, Admission] | None = None,
 ) -> FastAPI:
     """The whole HTTP interface, without Serve.
 
     Args:
         image_size: the side, in pixels, of the square that the classifier works on.
         keys: digests of the API keys; none are asked for if there are none.
+        admissions: by path, for the routes that do work; None for new ones.
     """
     app = FastAPI(
         title="Patchwork",
@@ -65,8 +68,9 @@ def create_app(
     app.add_middleware(
         Gate,
         keys=keys,
-        admissions={path: Admission(settings.max_queued) for path in ("/v1/classify", "/v1/segment")},
+        admissions=_admissions(settings) if admissions is None else admissions,
         timeout_s=settings.request_timeout_s,
+        max_bytes=settings.max_upload_bytes,
         metrics=RequestMetrics(),
     )
     # For the description only: the gate has checked the key before.
@@ -77,6 +81,10 @@ def create_app(
     app.include_router(picture_routes(settings, image_size, classifier, segmenter, card), dependencies=secured)
     app.include_router(page_routes(samples=bool(card.shapes)))
     return app
+
+
+def _admissions(settings: Settings) -> dict[str, Admission]:
+    return {path: Admission(settings.max_queued) for path in ("/v1/classify", "/v1/segment")}
 
 
 def _health_routes(classifier: ClassifierPort, segmenter: SegmenterPort) -> APIRouter:
@@ -194,10 +202,26 @@ class Ingress:
         self._settings, self._image_size = settings, image_size
         self._classifier, self._segmenter = _RemoteClassifier(classifier), _RemoteSegmenter(segmenter)
         self._card, self._keys = card, keys
+        self._admissions = _admissions(settings)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # For the whole process: the context manager for warnings is not safe with the threads that decode. Pillow has a
         # warning for each damaged EXIF entry, by the thousand in one file, and Python remembers every one it has shown.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return create_app(self._settings, self._image_size, self._classifier, self._segmenter, self._card, self._keys)
+        return create_app(
+            self._settings,
+            self._image_size,
+            self._classifier,
+            self._segmenter,
+            self._card,
+            self._keys,
+            self._admissions,
+        )
+
+    async def close(self) -> None:
+        """Refuse all further work; returns once what is in hand is answered."""
+        for admission in self._admissions.values():
+            admission.is_closed = True
+        while any(admission.in_hand for admission in self._admissions.values()):
+            await asyncio.sleep(_CLOSING_STEP_S)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import socket
-import sys
 from pathlib import Path
 
 import click
@@ -51,20 +50,6 @@ def check_machine(*, num_cpus: float, num_gpus: float, num_bytes: int, num_proce
             f"the models need about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free; lower "
             "cache_mb or replicas, or take a smaller preset"
         )
-
-
-def fail_if_deployment_fails() -> None:
-    """Make `serve run` exit with 1 if a replica cannot start: by itself it prints a traceback, and exits with 0."""
-    context = click.get_current_context(silent=True)
-    if context is not None and context.info_name == "run":
-        context.call_on_close(_replace_exit_code)
-
-
-def _replace_exit_code() -> None:
-    ending = sys.exc_info()[1]
-    if isinstance(ending, SystemExit) and ending.code is None and isinstance(ending.__context__, Exception):
-        click.echo("Error: the service did not start, or stopped: see the message above.", err=True)
-        raise SystemExit(1)
 
 
 def _is_local_run() -> bool:

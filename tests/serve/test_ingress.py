@@ -145,6 +145,9 @@ def test_too_many_pixels() -> None:
 def test_too_many_bytes_by_declared_length() -> None:
     response = classify(bytes(200_000))
     assert_problem(response, 413, "body-too-large")
+    assert "connection" not in response.headers  # closed on a client that still sends, it would lose the answer
+    response = classify(bytes(2_000_000))
+    assert_problem(response, 413, "body-too-large")
     assert response.headers["connection"] == "close"
 
 

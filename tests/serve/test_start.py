@@ -8,14 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 from live import RAY_ENVIRONMENT
 from ray.serve.scripts import cli
 
 from serve.settings import CARRIED_CLASSIFIER
-from serve.start_checks import fail_if_deployment_fails
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,19 +91,3 @@ def test_as_a_process_from_another_folder(tmp_path: Path) -> None:
     assert run.returncode == 1
     (line,) = [line for line in run.stderr.splitlines() if "INFO" not in line]
     assert line.startswith(f"Error: classifier: {tmp_path / 'nowhere'} is not a checkpoint folder")
-
-
-@pytest.mark.parametrize(("error", "code"), [(RuntimeError("a replica failed"), 1), (KeyboardInterrupt(), 0)])
-def test_serve_run_fails_when_a_deployment_does(error: BaseException, code: int) -> None:
-    @click.command()
-    def run() -> None:
-        # As `serve run` ends, whatever the reason.
-        fail_if_deployment_fails()
-        try:
-            raise error
-        except (Exception, KeyboardInterrupt):
-            sys.exit()
-
-    result = CliRunner().invoke(run)
-    assert result.exit_code == code
-    assert ("did not start" in result.output) == bool(code)

@@ -1,0 +1,125 @@
+"""How the real `serve run serve.config` ends: on Ctrl-C, at once or with work in hand, and when a replica fails."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import httpx
+import pytest
+import ray
+from click.testing import CliRunner
+from live import RAY_ENVIRONMENT, assert_problem, empty_serve, png
+
+from core.segment.evaluation import labelled_scene
+from serve.run_command import end_well
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_REQUESTS = 8
+FIRST_SEED = 36_000_000
+
+
+@contextmanager
+def serve_run(log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, in a session of its own, so that all it started can be ended."""
+    command = [str(Path(sys.executable).with_name("serve")), "run", "serve.config", *words]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **RAY_ENVIRONMENT},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@pytest.mark.parametrize("stages", ["together", "apart"])
+def test_what_is_in_hand_is_answered(stages: str, checkpoint_folder: Path, tmp_path: Path) -> None:
+    scenes = [labelled_scene(FIRST_SEED + number) for number in range(NUM_REQUESTS)]
+    log = tmp_path / "log"
+    with empty_serve() as url:
+        # Into a Ray that is there already: with one of its own the command listens on port 8000.
+        address = ray.get_runtime_context().gcs_address
+        with serve_run(log, f"classifier={checkpoint_folder}", f"stages={stages}", "--address", address) as process:
+            give_up = time.monotonic() + 120
+            while not answers(f"{url}/readyz"):
+                assert process.poll() is None and time.monotonic() < give_up, log.read_text()
+                time.sleep(0.2)
+
+            async def interrupt() -> tuple[list[httpx.Response], httpx.Response]:
+                async with httpx.AsyncClient(timeout=60, base_url=url) as client:
+
+                    async def segment(number: int) -> httpx.Response:
+                        scene = scenes[number]
+                        prompts = {"prompts": list(scene.prompts)}
+                        return await client.post("/v1/segment", files={"image": png(scene.image)}, data=prompts)
+
+                    inside = [asyncio.create_task(segment(number)) for number in range(NUM_REQUESTS)]
+                    await asyncio.sleep(0.5)
+                    assert not all(task.done() for task in inside)
+                    process.send_signal(signal.SIGINT)
+                    late = None
+                    while late is None or late.status_code == httpx.codes.OK:
+                        late = await client.post("/v1/classify", files={"image": png(scenes[0].image)})
+                    return await asyncio.gather(*inside), late
+
+            answered, late = asyncio.run(interrupt())
+            assert [response.status_code for response in answered] == [200] * NUM_REQUESTS
+            problem = assert_problem(late, 503, "unavailable")
+            assert "ending" in problem["detail"] and late.headers["retry-after"]
+            assert process.wait(60) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_before_it_has_started(checkpoint_folder: Path, tmp_path: Path) -> None:
+    with empty_serve():
+        address = ray.get_runtime_context().gcs_address
+        log = tmp_path / "log"
+        with serve_run(log, f"classifier={checkpoint_folder}", "--address", address) as process:
+            give_up = time.monotonic() + 120
+            while "Loading weights" not in log.read_text():
+                assert process.poll() is None and time.monotonic() < give_up, log.read_text()
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+        assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError("a replica failed"), 1), (KeyboardInterrupt(), 0)])
+def test_a_replica_that_fails_fails_the_command(error: BaseException, code: int) -> None:
+    @click.command()
+    def run() -> None:
+        # As `serve run` ends, whatever the reason.
+        end_well(1)
+        try:
+            raise error
+        except (Exception, KeyboardInterrupt):
+            sys.exit()
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        result = CliRunner().invoke(run)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == code
+    assert ("did not start" in result.output) == bool(code)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=10).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
