@@ -25,6 +25,11 @@ with warnings.catch_warnings():
     import_torchvision()  # before anything else imports it: see its docstring
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The browser's tests last: the service that they share lives, and takes its part of the machine, until the end."""
+    items.sort(key=lambda item: "browser" in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test run's own."""
