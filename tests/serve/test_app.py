@@ -3,9 +3,6 @@
 import asyncio
 import io
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from live import RAY_ENVIRONMENT, assert_problem, empty_serve, free_port, post, post_together
+from live import assert_problem, empty_serve, post, post_together
 from PIL import Image
 from ray import serve as ray_serve
 
@@ -28,8 +25,6 @@ from serve.ports import SegmenterCard
 from serve.schemas import Classification, ModelName, Prediction
 from serve.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
-SLOW, BROKEN, DYING = 100, 101, 102  # values of `top_k` that the troubled classifier obeys
 CARD = SegmenterCard(preset="demo", clipseg="none", sam2="none", device="cpu", low_res_size=64)
 
 
@@ -200,43 +195,3 @@ def test_a_replica_that_dies_is_replaced(troubled_url: str, pictures: list[bytes
         assert response.status_code in (503, 504), response.text
         assert time.monotonic() < give_up
         time.sleep(0.2)
-
-
-def serve_run(*words: str, cwd: Path, **options: Any) -> subprocess.Popen[str]:
-    """The real command. A session of its own, so that all it started can be ended."""
-    command = [str(Path(sys.executable).with_name("serve")), "run", *words]
-    environment = {**os.environ, **RAY_ENVIRONMENT}
-    return subprocess.Popen(command, cwd=cwd, env=environment, text=True, start_new_session=True, **options)
-
-
-def test_the_command_serves_from_a_yaml_file(checkpoint_folder: Path, pictures: list[bytes], tmp_path: Path) -> None:
-    port = free_port()
-    (tmp_path / "app.yaml").write_text(f"""
-http_options: {{host: 127.0.0.1, port: {port}}}
-applications:
-- name: default
-  route_prefix: /
-  import_path: serve.config
-  args: {{classifier: "{checkpoint_folder}"}}
-""")
-    with (tmp_path / "log").open("w+") as log:
-        process = serve_run(str(tmp_path / "app.yaml"), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            give_up = time.monotonic() + 120
-            while not answers(f"http://127.0.0.1:{port}/readyz"):
-                assert process.poll() is None and time.monotonic() < give_up, (tmp_path / "log").read_text()
-                time.sleep(0.2)
-            assert len(scores(classify(f"http://127.0.0.1:{port}", pictures[0]))) == 4
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=60)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.TransportError:
-        return False
