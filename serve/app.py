@@ -134,11 +134,12 @@ def _load_once(settings: Settings) -> _Models:
     A replica loads them again on its own machine. Loaded here first, a bad checkpoint ends the start with one sentence;
     were it found by a replica, Serve would try again and again.
     """
-    from core.checkpoint import CheckpointError, load
+    from core.checkpoint import CheckpointError
+    from core.image_classifier import ImageClassifier
     from serve.models import load_calibration, load_clipseg, load_sam2, segmenter_card
 
     try:
-        classifier = load(settings.classifier)
+        classifier = ImageClassifier.from_folder(settings.classifier, "cpu")
     except CheckpointError as error:
         if settings.classifier == CARRIED_CLASSIFIER and not CARRIED_CLASSIFIER.exists():
             raise StartError(
@@ -146,9 +147,6 @@ def _load_once(settings: Settings) -> _Models:
                 "name a checkpoint folder, such as classifier=results/patch_size/latest/best"
             ) from error
         raise StartError(f"classifier: {error}") from error
-    if classifier.model_config.in_channels != 3:
-        channels = classifier.model_config.in_channels
-        raise StartError(f"classifier: the model in {settings.classifier} takes {channels} channels, pictures are RGB")
     # Here they are only looked at: the GPU is the replicas'.
     on_cpu = settings.model_copy(update={"device": "cpu"})
     try:
@@ -158,7 +156,7 @@ def _load_once(settings: Settings) -> _Models:
         raise StartError(f"segmenter: {error}") from error
     weights = [*classifier.model.parameters(), *clipseg.model.parameters(), *sam2.model.parameters()]
     return _Models(
-        image_size=classifier.model_config.image_size,
+        image_size=classifier.image_size,
         segmenter=segmenter_card(settings, clipseg, sam2),
         nbytes=sum(tensor.nbytes for tensor in weights),
     )

@@ -12,15 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
-from core.augment import normalise
-from core.checkpoint import WEIGHTS_FILE, load
-from core.images import resize
-from core.models import model_kind
-from core.runtime import resolve_device
+from core.image_classifier import ImageClassifier
 from core.segment.calibration import Calibration
 from core.segment.options import SegmentOptions
 from core.segment.overlay import draw_overlay
@@ -153,21 +148,21 @@ class Classification:
 
     schema = CLASSIFY_SCHEMA
 
-    def load(self, device: str = "auto") -> "LoadedClassifier":
+    def load(self, device: str = "auto") -> ImageClassifier:
         """The model.
 
         Raises:
             ValueError: the folder is not a checkpoint of a model for RGB pictures.
         """
-        return LoadedClassifier(self.folder, device)
+        return ImageClassifier.from_folder(self.folder, device)
 
-    def settings(self, classifier: "LoadedClassifier") -> dict[str, Any]:
+    def settings(self, classifier: ImageClassifier) -> dict[str, Any]:
         """All that the rows depend on."""
-        return {"task": "classify", "classifier": classifier.revision, "top_k": self.top_k}
+        return {"task": "classify", "classifier": f"{classifier.name}@{classifier.revision}", "top_k": self.top_k}
 
-    def answer(self, classifier: "LoadedClassifier", pictures: Sequence[Picture]) -> Answers:
+    def answer(self, classifier: ImageClassifier, pictures: Sequence[Picture]) -> Answers:
         """Ask the model about some pictures together."""
-        scores = classifier.scores([picture.image for picture in pictures])
+        scores = classifier.scores([classifier.fit(picture.image) for picture in pictures])
         answers = Answers()
         for picture, shares in zip(pictures, scores, strict=True):
             best = np.argsort(-shares, kind="stable")[: self.top_k]
@@ -184,30 +179,6 @@ class Classification:
 
 
 Task = Segmentation | Classification
-
-
-class LoadedClassifier:
-    """A checkpoint on its device."""
-
-    def __init__(self, folder: Path, device: str) -> None:
-        checkpoint = load(folder)
-        if checkpoint.model_config.in_channels != 3:
-            raise ValueError(f"the model in {folder} takes {checkpoint.model_config.in_channels} channels, not RGB")
-        self._device = resolve_device(device)
-        self._model = checkpoint.model.to(self._device)
-        self._mean = torch.tensor(checkpoint.mean, device=self._device)
-        self._std = torch.tensor(checkpoint.std, device=self._device)
-        self._side = checkpoint.model_config.image_size
-        self.class_names = checkpoint.class_names
-        digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:12]
-        self.revision = f"{model_kind(checkpoint.model_config)}-{checkpoint.dataset}@{digest}"
-
-    def scores(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "batch classes"]:
-        """Softmax probabilities."""
-        pixels = torch.from_numpy(np.stack([resize(image, self._side) for image in images]))
-        with torch.inference_mode():
-            logits = self._model(normalise(pixels.to(self._device), self._mean, self._std))
-            return logits.float().softmax(dim=1).cpu().numpy()
 
 
 def segment_rows(picture: Picture, results: Sequence[PromptResult]) -> list[dict[str, Any]]:

@@ -1,21 +1,16 @@
 """The classifier as a Ray Serve deployment: pictures that arrive together share one call of the model."""
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from ray import serve
 
-from core.augment import normalise
-from core.checkpoint import WEIGHTS_FILE, Checkpoint, load
-from core.images import PictureError, resize
-from core.models import model_kind
-from core.runtime import resolve_device
+from core.image_classifier import ImageClassifier
+from core.images import PictureError
 from serve.batcher import Batcher, Call, Item
 from serve.metrics import StageMetrics
 from serve.schemas import Classification, ModelCard, ModelName, Prediction
@@ -24,20 +19,6 @@ from serve.settings import Settings
 _STAGE = "classifier"
 # A replica that has answered within this time need not prove itself by a call for nothing.
 _PROVED_FOR_S = 10.0
-
-
-def model_card(folder: Path, checkpoint: Checkpoint, device: str) -> ModelCard:
-    """What clients may know of the checkpoint that was loaded from `folder`."""
-    with (folder / WEIGHTS_FILE).open("rb") as weights:
-        digest = hashlib.file_digest(weights, "sha256").hexdigest()
-    return ModelCard(
-        name=f"{model_kind(checkpoint.model_config)}-{checkpoint.dataset}",
-        revision=digest[:12],
-        dataset=checkpoint.dataset,
-        class_names=list(checkpoint.class_names),
-        image_size=checkpoint.model_config.image_size,
-        device=device,
-    )
 
 
 @serve.deployment()
@@ -50,13 +31,8 @@ class Classifier:
     """
 
     def __init__(self, settings: Settings) -> None:
-        checkpoint = load(settings.classifier)
-        self._device = resolve_device(settings.device)
-        self._model = checkpoint.model.to(self._device)
-        self._mean = torch.tensor(checkpoint.mean, device=self._device)
-        self._std = torch.tensor(checkpoint.std, device=self._device)
-        self._card = model_card(settings.classifier, checkpoint, str(self._device))
-        self._name = ModelName(name=self._card.name, revision=self._card.revision)
+        self._classifier = ImageClassifier.from_folder(settings.classifier, settings.device)
+        self._name = ModelName(name=self._classifier.name, revision=self._classifier.revision)
         self._metrics = StageMetrics()
         self._proved_at = 0.0
         self._batcher = Batcher(
@@ -71,7 +47,15 @@ class Classifier:
 
     async def card(self) -> ModelCard:
         """What this replica has loaded. That it answers at all means that the model has run."""
-        return self._card
+        classifier = self._classifier
+        return ModelCard(
+            name=classifier.name,
+            revision=classifier.revision,
+            dataset=classifier.dataset,
+            class_names=list(classifier.class_names),
+            image_size=classifier.image_size,
+            device=str(classifier.device),
+        )
 
     async def classify(self, image: UInt8[np.ndarray, "height width 3"], top_k: int) -> Classification | PictureError:
         """The `top_k` likeliest classes (all of them if there are fewer).
@@ -106,7 +90,7 @@ class Classifier:
         # One picture that does not fit must not fail those that happen to share its batch.
         fitted = [self._fit(image) for image, _ in requests]
         usable = [image for image in fitted if not isinstance(image, PictureError)]
-        scores = iter(self._scores(np.stack(usable)) if usable else ())
+        scores = iter(self._classifier.scores(usable) if usable else ())
         return [
             image if isinstance(image, PictureError) else self._classification(next(scores), top_k)
             for image, (_, top_k) in zip(fitted, requests, strict=True)
@@ -114,22 +98,16 @@ class Classifier:
 
     def _fit(self, image: np.ndarray) -> np.ndarray | PictureError:
         try:
-            return resize(image, self._card.image_size)
+            return self._classifier.fit(image)
         except PictureError as error:
             return error
 
-    def _scores(self, images: UInt8[np.ndarray, "batch side side 3"]) -> Float32[np.ndarray, "batch classes"]:
-        with torch.inference_mode():
-            pixels = torch.from_numpy(images).to(self._device)
-            logits = self._model(normalise(pixels, self._mean, self._std))
-            return logits.float().softmax(dim=1).cpu().numpy()
-
     def _classification(self, scores: Float32[np.ndarray, " classes"], top_k: int) -> Classification:
         best = np.argsort(-scores, kind="stable")[:top_k]
-        predictions = [Prediction(label=self._card.class_names[i], score=float(scores[i])) for i in best]
+        predictions = [Prediction(label=self._classifier.class_names[i], score=float(scores[i])) for i in best]
         return Classification(predictions=predictions, model=self._name)
 
     def _run_once(self) -> None:
-        side = self._card.image_size
-        if not np.isfinite(self._scores(np.zeros((1, side, side, 3), np.uint8))).all():
-            raise RuntimeError(f"the model {self._card.name} gives numbers that are not finite")
+        side = self._classifier.image_size
+        if not np.isfinite(self._classifier.scores([np.zeros((side, side, 3), np.uint8)])).all():
+            raise RuntimeError(f"the model {self._classifier.name} gives numbers that are not finite")

@@ -45,9 +45,9 @@ def url(ray_serve_url: str, checkpoint_folder: Path) -> str:
             self.batches: list[int] = []
             super().__init__(settings)
 
-        def _scores(self, images: np.ndarray) -> np.ndarray:
-            self.batches.append(len(images))
-            return super()._scores(images)
+        def _classify_all(self, requests: Any) -> Any:
+            self.batches.append(len(requests))
+            return super()._classify_all(requests)
 
         async def take_batches(self) -> list[int]:
             batches, self.batches = self.batches, []
