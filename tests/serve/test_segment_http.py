@@ -1,5 +1,6 @@
 """Masks over a real connection from a real Ray Serve, with both ways of laying out the models."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from core.segment.pipeline import Segmenter as InProcess
 from serve.app import build
 from serve.settings import Settings
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "a-key-of-the-tests"
 FIRST_SEED = 35_000_000
 MAX_QUEUED = 12
@@ -79,9 +81,13 @@ def segment_together(
     return post_together(f"{url}/v1/segment", requests, busy=busy, headers={"X-API-Key": KEY, **headers})
 
 
+def read_metrics(metrics_port: int) -> str:
+    return httpx.get(f"http://127.0.0.1:{metrics_port}/metrics", timeout=30).text
+
+
 def calls_of(metrics_port: int, stage: str) -> tuple[float, float]:
     """How many calls a model has had, and how many items they answered, by Ray's metrics."""
-    text = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics", timeout=30).text
+    text = read_metrics(metrics_port)
     sums = []
     for suffix in ("count", "sum"):
         name = f"ray_patchwork_stage_batch_size_{suffix}{{"
@@ -143,3 +149,14 @@ def test_a_deadline_that_cannot_be_met(url: str, scenes: list[Labelled]) -> None
         else:
             assert response.status_code in (503, 504)
             assert_problem(response, response.status_code, {503: "busy", 504: "deadline-passed"}[response.status_code])
+
+
+def test_the_dashboard_draws_what_is_exported(url: str, scenes: list[Labelled], metrics_port: int) -> None:
+    drawn = set(re.findall(r"\bray_\w+", (ROOT / "docs" / "grafana.json").read_text()))
+    documented = set(re.findall(r"^\| `(patchwork_\w+)`", (ROOT / "docs" / "service.md").read_text(), re.MULTILINE))
+    assert documented <= {re.sub(r"^ray_|_(total|bucket|sum|count)$", "", name) for name in drawn}
+    assert post(f"{url}/v1/classify", png(scenes[0].image), {"X-API-Key": KEY}).status_code == 200
+    give_up = time.monotonic() + 60
+    while missing := {name for name in drawn if f"\n{name}{{" not in read_metrics(metrics_port)}:
+        assert time.monotonic() < give_up, f"not among the metrics: {missing}"
+        time.sleep(0.5)
