@@ -48,6 +48,30 @@ def test_segmentation_figures_are_the_records() -> None:
         assert f"{verdict['measured']:.4f}" in README
 
 
+def test_throughputs_are_the_records() -> None:
+    service, full_service = (
+        json.loads((ROOT / f"docs/records/serving/{name}.json").read_text()) for name in ("speed", "full_size")
+    )
+    job, full_job = (
+        json.loads((ROOT / f"docs/records/benchmarks/batch_speed{name}.json").read_text())
+        for name in ("", "_full_size")
+    )
+    pairs = [(service["ratios"][name], full_service["ratios"][name]) for name in ("plain", "litserve", "in process")]
+    pairs.append((job["over_documented"], full_job["over_documented"]))
+    shares = [one["share_of_one_process_percent"] for one in (job, full_job)]
+    pairs.append(tuple({name: value / 100 for name, value in one.items()} for one in shares))
+    rows = [line for line in README.splitlines() if line.startswith(("| service |", "| batch job |"))]
+    for row, (demo, full), target in zip(rows, pairs, (3, 1.2, 0.85, 2, 0.9), strict=True):
+        whole = f"{demo['median']:.2f} ({demo['low']:.2f} to {demo['high']:.2f})"
+        cells = [whole, f"{full['median']:.2f}"]
+        missed = ["" if one["median"] >= target else ": missed" for one in (demo, full)]
+        assert row.endswith(f"| {cells[0]}{missed[0]} | {cells[1]}{missed[1]} | {target} |")
+    overhead = service["classifier_overhead_ms"]
+    assert f"{overhead['median']:.1f} ms ({overhead['low']:.1f} to {overhead['high']:.1f})" in README
+    overload = json.loads((ROOT / "docs/records/serving/overload.json").read_text())
+    assert f"refused in {overload['refusals_ms']['p95']:.0f} ms" in README
+
+
 def test_there_are_records() -> None:
     assert RECORDS
 
