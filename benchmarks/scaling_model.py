@@ -184,7 +184,7 @@ def tables() -> dict[str, str]:
     found: dict[str, str] = {}
     if rows := read("trials"):
         found["trials"] = markdown(
-            ("trials", "s a trial", "driver CPU s a trial", "Tune's record, MB", "files", "driver, MiB"),
+            ("trials", "s a trial", "driver CPU s a trial", "Tune's record, MB", "files"),
             [
                 (
                     f"{row['trials']:,}",
@@ -192,7 +192,6 @@ def tables() -> dict[str, str]:
                     f"{row['driver_cpu_seconds'] / row['trials']:.3f}",
                     f"{row['snapshot_bytes'] / 1e6:.2f}",
                     f"{row['files']:,}",
-                    f"{row['driver_rss_mib']:,.0f}",
                 )
                 for row in rows
             ],
