@@ -25,6 +25,7 @@ from serve.ports import SegmenterCard
 from serve.schemas import Classification, ModelName, Prediction
 from serve.settings import Settings
 
+SLOW, BROKEN, DYING = 100, 101, 102  # values of `top_k` that the troubled classifier obeys
 CARD = SegmenterCard(preset="demo", clipseg="none", sam2="none", device="cpu", low_res_size=64)
 
 
