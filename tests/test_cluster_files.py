@@ -1,6 +1,7 @@
 """cluster.yaml and the KubeRay manifests, checked offline against what will read them."""
 
 import copy
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def test_the_services_settings_are_settings() -> None:
 def test_the_jobs_entrypoint_begins_a_sweep_and_then_goes_on_with_it(tmp_path: Path) -> None:
     results, home = tmp_path / "results", tmp_path / "home"
     entrypoint = MANIFESTS["rayjob"]["spec"]["entrypoint"]
-    entrypoint = entrypoint.replace("/results", str(results)).replace("/home/ray", str(home))
+    entrypoint = entrypoint.replace("/results", str(results))
     (home / "patchwork" / "sweeps").mkdir(parents=True)
     (home / "patchwork" / "sweeps" / "patch_size.py").write_text(
         "import pathlib, sys\n"
@@ -228,7 +229,9 @@ def test_the_jobs_entrypoint_begins_a_sweep_and_then_goes_on_with_it(tmp_path: P
         "print(*sys.argv[1:])\n"
     )
     told = [
-        subprocess.run(entrypoint, shell=True, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(
+            entrypoint, shell=True, capture_output=True, text=True, check=True, env={**os.environ, "HOME": str(home)}
+        ).stdout.strip()
         for _ in range(2)
     ]
     assert told == [f"--storage {results} --name first", f"--resume {results}/patch_size/first"]
