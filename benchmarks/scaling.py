@@ -130,7 +130,6 @@ def sweep_of(num_trials: int, num_reports: int, folder: Path, address: str = "lo
         "driver_cpu_seconds": cpu,
         "snapshot_bytes": max(snapshots),
         "files": len(files),
-        "driver_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 

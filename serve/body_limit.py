@@ -17,11 +17,13 @@ def headers_if_unread(headers: Mapping[str, str], max_bytes: int) -> dict[str, s
     A connection that is closed while the client still sends is reset, and the answer in it may be lost before the
     client has read it (RFC 9112, section 9.6). So it is only for bodies without an end in sight.
     """
-    declared = headers.get("content-length", "")
-    bearable = "transfer-encoding" not in headers and int(declared if declared.isdecimal() else 0) <= (
-        _BEARABLE * max_bytes
-    )
+    bearable = "transfer-encoding" not in headers and _declared_bytes(headers) <= _BEARABLE * max_bytes
     return {} if bearable else {"Connection": "close"}
+
+
+def _declared_bytes(headers: Mapping[str, str]) -> int:
+    declared = headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else 0
 
 
 class BodyLimit:
@@ -36,8 +38,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
+        if _declared_bytes(headers) > self._max_bytes:
             await self._problem(headers).response()(scope, receive, send)
             return
         received = 0

@@ -2,7 +2,7 @@
 
 import asyncio
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,26 +49,25 @@ def create_app(
     segmenter: SegmenterPort,
     card: SegmenterCard,
     keys: Sequence[bytes] = (),
-    admissions: Mapping[str, Admission] | None = None,
 ) -> FastAPI:
-    """The whole HTTP interface, without Serve.
+    """The whole HTTP interface, without Serve; `state.admissions` are those of its routes that do work, by path.
 
     Args:
         image_size: the side, in pixels, of the square that the classifier works on.
         keys: digests of the API keys; none are asked for if there are none.
-        admissions: by path, for the routes that do work; None for new ones.
     """
     app = FastAPI(
         title="Patchwork",
         version="1",
         description="Vision transformers over HTTP: text-prompted segmentation, and classification.",
     )
+    app.state.admissions = {path: Admission(settings.max_queued) for path in ("/v1/classify", "/v1/segment")}
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
     app.add_middleware(
         Gate,
         keys=keys,
-        admissions=_admissions(settings) if admissions is None else admissions,
+        admissions=app.state.admissions,
         timeout_s=settings.request_timeout_s,
         max_bytes=settings.max_upload_bytes,
         metrics=RequestMetrics(),
@@ -81,10 +80,6 @@ def create_app(
     app.include_router(picture_routes(settings, image_size, classifier, segmenter, card), dependencies=secured)
     app.include_router(page_routes(samples=bool(card.shapes)))
     return app
-
-
-def _admissions(settings: Settings) -> dict[str, Admission]:
-    return {path: Admission(settings.max_queued) for path in ("/v1/classify", "/v1/segment")}
 
 
 def _health_routes(classifier: ClassifierPort, segmenter: SegmenterPort) -> APIRouter:
@@ -202,26 +197,21 @@ class Ingress:
         self._settings, self._image_size = settings, image_size
         self._classifier, self._segmenter = _RemoteClassifier(classifier), _RemoteSegmenter(segmenter)
         self._card, self._keys = card, keys
-        self._admissions = _admissions(settings)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # For the whole process: the context manager for warnings is not safe with the threads that decode. Pillow has a
         # warning for each damaged EXIF entry, by the thousand in one file, and Python remembers every one it has shown.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return create_app(
-            self._settings,
-            self._image_size,
-            self._classifier,
-            self._segmenter,
-            self._card,
-            self._keys,
-            self._admissions,
+        self._app = create_app(
+            self._settings, self._image_size, self._classifier, self._segmenter, self._card, self._keys
         )
+        return self._app
 
     async def close(self) -> None:
         """Refuse all further work; returns once what is in hand is answered."""
-        for admission in self._admissions.values():
+        admissions = self._app.state.admissions.values()
+        for admission in admissions:
             admission.is_closed = True
-        while any(admission.in_hand for admission in self._admissions.values()):
+        while any(admission.in_hand for admission in admissions):
             await asyncio.sleep(_CLOSING_STEP_S)
