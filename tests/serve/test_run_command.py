@@ -1,4 +1,4 @@
-"""How the real `serve run serve.config` ends: on Ctrl-C, at once or with work in hand, and when a replica fails."""
+"""The real `serve run`: from the file for production, and how it ends, on Ctrl-C or when a replica fails."""
 
 import asyncio
 import os
@@ -14,8 +14,9 @@ import click
 import httpx
 import pytest
 import ray
+import yaml
 from click.testing import CliRunner
-from live import RAY_ENVIRONMENT, assert_problem, empty_serve, png
+from live import RAY_ENVIRONMENT, assert_problem, empty_serve, free_port, png, post
 
 from core.segment.evaluation import labelled_scene
 from serve.run_command import end_well
@@ -26,9 +27,9 @@ FIRST_SEED = 36_000_000
 
 
 @contextmanager
-def serve_run(log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+def serve_run(log: Path, *words: str, application: str = "serve.config") -> Iterator[subprocess.Popen[bytes]]:
     """The command, in a session of its own, so that all it started can be ended."""
-    command = [str(Path(sys.executable).with_name("serve")), "run", "serve.config", *words]
+    command = [str(Path(sys.executable).with_name("serve")), "run", application, *words]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -54,10 +55,7 @@ def test_what_is_in_hand_is_answered(checkpoint_folder: Path, tmp_path: Path) ->
         # Into a Ray that is there already: with one of its own the command listens on port 8000.
         address = ray.get_runtime_context().gcs_address
         with serve_run(log, f"classifier={checkpoint_folder}", "stages=apart", "--address", address) as process:
-            give_up = time.monotonic() + 120
-            while not answers(f"{url}/readyz"):
-                assert process.poll() is None and time.monotonic() < give_up, log.read_text()
-                time.sleep(0.2)
+            wait_until_ready(url, process, log)
 
             async def interrupt() -> tuple[list[httpx.Response], httpx.Response]:
                 async with httpx.AsyncClient(timeout=60, base_url=url) as client:
@@ -115,6 +113,28 @@ def test_a_replica_that_fails_fails_the_command(error: BaseException, code: int)
         signal.signal(signal.SIGINT, before)
     assert result.exit_code == code
     assert ("did not start" in result.output) == bool(code)
+
+
+def test_the_file_for_production_is_served(checkpoint_folder: Path, pictures: list[bytes], tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "serve" / "production.yaml").read_text())
+    port = config["http_options"]["port"] = free_port()
+    (application,) = config["applications"]
+    application["args"]["classifier"] = str(checkpoint_folder)
+    (tmp_path / "app.yaml").write_text(yaml.safe_dump(config))
+    url, log = f"http://127.0.0.1:{port}", tmp_path / "log"
+    with serve_run(log, application=str(tmp_path / "app.yaml")) as process:
+        wait_until_ready(url, process, log)
+        response = post(f"{url}/v1/classify", pictures[0])
+        assert response.status_code == 200 and len(response.json()["predictions"]) == 4
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    give_up = time.monotonic() + 120
+    while not answers(f"{url}/readyz"):
+        assert process.poll() is None and time.monotonic() < give_up, log.read_text()
+        time.sleep(0.2)
 
 
 def answers(url: str) -> bool:
