@@ -6,7 +6,7 @@ INSTALL := SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --disable-pip-version-ch
 .PHONY: demo test test-slow lint type format bench serve install clean
 
 demo: .venv/installed  ## a small patch-size sweep on generated pictures
-	$(BIN)/python sweeps/patch_size.py --dataset shapes --budget 1e12 --set embed_dim=64 depth=2 learning_rate=3e-3
+	$(BIN)/python sweeps/patch_size.py --dataset shapes --vary patch_size=4,8,16 --budget 5e11 --set embed_dim=64 depth=2 learning_rate=3e-3 reports=4
 
 test: .venv/installed-dev  ## the tests, but for the slow ones
 	$(BIN)/python -m pytest

@@ -1,6 +1,7 @@
 """The machine a run happens on: device, threads, precision, and a description of it for the run record."""
 
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import os
@@ -55,6 +56,17 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "float32" or (precision == "auto" and not multiplies_bf16(device)):
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def return_free_memory() -> None:
+    """Give the system the pages that the C library keeps for later; nothing where it is not glibc.
+
+    Its arenas, of which every thread may have one, only grow otherwise: free pages between used ones stay
+    (malloc_trim(3)).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def import_torchvision() -> ModuleType:

@@ -13,12 +13,11 @@ from core.image_classifier import ImageClassifier
 from core.images import PictureError
 from serve.batcher import Batcher, Call, Item
 from serve.metrics import StageMetrics
+from serve.proof import Proof
 from serve.schemas import Classification, ModelCard, ModelName, Prediction
 from serve.settings import Settings
 
 _STAGE = "classifier"
-# A replica that has answered within this time need not prove itself by a call for nothing.
-_PROVED_FOR_S = 10.0
 
 
 @serve.deployment()
@@ -34,7 +33,7 @@ class Classifier:
         self._classifier = ImageClassifier.from_folder(settings.classifier, settings.device)
         self._name = ModelName(name=self._classifier.name, revision=self._classifier.revision)
         self._metrics = StageMetrics()
-        self._proved_at = 0.0
+        self._proof = Proof(self._run_once)
         self._batcher = Batcher(
             {_STAGE: self._classify_all},
             max_batch_size=settings.max_batch_size,
@@ -79,12 +78,11 @@ class Classifier:
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
-        if time.monotonic() - self._proved_at > _PROVED_FOR_S:
-            await asyncio.to_thread(self._run_once)
+        await self._proof.check()
 
     def _watch(self, stage: str, calls: Sequence[Call]) -> None:
         self._metrics.called(stage, calls)
-        self._proved_at = time.monotonic()
+        self._proof.renew()
 
     def _classify_all(self, requests: Sequence[tuple[np.ndarray, int]]) -> list[Classification | PictureError]:
         # One picture that does not fit must not fail those that happen to share its batch.

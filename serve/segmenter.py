@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,11 +22,9 @@ from serve.models import (
     load_sam2,
 )
 from serve.ports import LateError, SegmentAnswer, SegmentAsk
+from serve.proof import Proof
 from serve.settings import Settings
 from serve.work import Pace, Work
-
-# A replica that has answered within this time need not prove itself by a call for nothing.
-_PROVED_FOR_S = 10.0
 
 
 class ModelReplica:
@@ -37,7 +34,7 @@ class ModelReplica:
         torch.set_num_threads(num_cpus)
         self._calls = calls
         self._metrics = StageMetrics()
-        self._proved_at = 0.0
+        self._proof = Proof(self._run_once)
         self._batcher = Batcher(
             calls,
             max_batch_size=settings.max_batch_size,
@@ -53,12 +50,11 @@ class ModelReplica:
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
-        if time.monotonic() - self._proved_at > _PROVED_FOR_S:
-            await asyncio.to_thread(self._run_once)
+        await self._proof.check()
 
     def _watch(self, stage: str, calls: Sequence[Call]) -> None:
         self._metrics.called(stage, calls)
-        self._proved_at = time.monotonic()
+        self._proof.renew()
 
     def _run_once(self) -> None:
         for call in self._calls.values():

@@ -40,6 +40,8 @@ class Flags:
     """`grid` tries every combination; `random` and `optuna` draw --num-samples settings from a larger space."""
     num_samples: int = 20
     """Settings drawn by --search random or optuna."""
+    search_seed: int = 0
+    """Another number draws other settings."""
     scheduler: Literal["none", "asha"] = "none"
     """`asha` stops the trials that fall behind, and trains all with a schedule that is safe to stop early."""
     set: Annotated[tuple[str, ...], _optional("NAME=VALUE ...", "none")] = ()
@@ -69,7 +71,8 @@ class Flags:
     def __post_init__(self) -> None:
         if self.budget is not None and self.epochs is not None:
             raise UsageError("--budget and --epochs are two ways to say the same; give one")
-        for flag, low in (("seeds", 1), ("num_samples", 1), ("cpus_per_trial", 1), ("gpus_per_trial", 0)):
+        least = {"seeds": 1, "num_samples": 1, "cpus_per_trial": 1, "gpus_per_trial": 0, "search_seed": 0}
+        for flag, low in least.items():
             value = getattr(self, flag)
             if value is not None and value < low:
                 raise UsageError(f"--{flag.replace('_', '-')} must be at least {low}, got {value}")

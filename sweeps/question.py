@@ -101,7 +101,8 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
         UsageError: `--set` or `--vary` names an unknown field, or one that the sweep or another flag decides.
     """
     seeds = flags.seeds or 1
-    overrides, grid = parse_overrides(flags.set), _grid(sweep, flags)
+    overrides, varied = parse_overrides(flags.set), parse_choices(flags.vary)
+    grid = _grid(sweep, varied)
     for name in overrides:
         if name in (*grid, *_DECIDED_BY_FLAGS):
             raise UsageError(f"--set {name}: this sweep or another flag decides it")
@@ -120,8 +121,8 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
     else:
         if sweep.search_levels is not None:
             space[sweep.factor] = Choice(sweep.search_levels)
-        space |= {name: domain for name, domain in sweep.search.items() if name not in overrides}
-        points = random_points(space, flags.num_samples, seeds)
+        space |= {name: domain for name, domain in sweep.search.items() if name not in (*overrides, *varied)}
+        points = random_points(space, flags.num_samples, seeds, flags.search_seed)
     if flags.search == "optuna":
         levels = sweep.search_levels or grid[sweep.factor].values
         points = [{**points[0], sweep.factor: level, "seed": 0} for level in levels]
@@ -133,9 +134,9 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
     )
 
 
-def _grid(sweep: Sweep, flags: Flags) -> dict[str, Choice]:
+def _grid(sweep: Sweep, varied: Mapping[str, tuple[Any, ...]]) -> dict[str, Choice]:
     grid = dict(sweep.grid)
-    for name, values in parse_choices(flags.vary).items():
+    for name, values in varied.items():
         if name == sweep.factor and sweep.bundles:
             if unknown := [str(value) for value in values if value not in sweep.bundles]:
                 raise UsageError(f"--vary {name}: no {', '.join(unknown)}; there are: {', '.join(sweep.bundles)}")

@@ -221,7 +221,7 @@ class Runner:
             {name: to_distribution(domain) for name, domain in self.resolved.space.items()},
             metric="val_accuracy",
             mode="max",
-            sampler=optuna.samplers.TPESampler(seed=0, constant_liar=True),
+            sampler=optuna.samplers.TPESampler(seed=self.flags.search_seed, constant_liar=True),
         )
 
     def _scheduler(self) -> Any:

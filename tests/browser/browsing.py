@@ -13,7 +13,6 @@ from pycocotools import mask as coco
 
 from core.segment.scenes import generate_scene, render
 
-CLASS_NAMES = ("cat", "dog", "frog", "ship")
 API_KEY = "a-key-for-the-browser-tests"
 # Small, so that pictures which are too large are quickly made.
 MAX_PIXELS = 1_000_000

@@ -12,13 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 import yaml
-from browsing import API_KEY, CLASS_NAMES, MAX_PIXELS, TIMEOUT_MS
+from browsing import API_KEY, MAX_PIXELS, TIMEOUT_MS
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
-
-from core.checkpoint import Checkpoint, save
-from core.models import ViTConfig, build_model
+from tiny_checkpoint import write_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("PATCHWORK_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
@@ -33,35 +30,13 @@ CHROMIUM_WORDS = (
 
 
 @pytest.fixture(scope="session")
-def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = ViTConfig(image_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=len(CLASS_NAMES))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_model(config)
-        torch.nn.init.normal_(model.head.weight)  # zero at the start of training: all classes would be equal
-    folder = tmp_path_factory.mktemp("classifier")
-    checkpoint = Checkpoint(
-        model=model,
-        model_config=config,
-        class_names=CLASS_NAMES,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        dataset="tiny",
-        metrics={},
-        training={},
-        commit=None,
-    )
-    save(folder, checkpoint)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def url(classifier_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The service; below `/locked/` once more, where it wants an API key."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    args = {"classifier": str(classifier_folder), "max_pixels": MAX_PIXELS, "cpus_per_replica": 1}
+    classifier = write_tiny_checkpoint(tmp_path_factory.mktemp("classifier"))
+    args = {"classifier": str(classifier), "max_pixels": MAX_PIXELS, "cpus_per_replica": 1}
     app = {"import_path": "serve.config", "args": args}
     locked = {"runtime_env": {"env_vars": {"PATCHWORK_API_KEYS": API_KEY}}}
     folder = tmp_path_factory.mktemp("service")

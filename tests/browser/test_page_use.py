@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from browsing import (
     API_KEY,
-    CLASS_NAMES,
     MAX_PIXELS,
     PIXELS,
     PROMPTS,
@@ -21,6 +20,7 @@ from browsing import (
 )
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
+from tiny_checkpoint import CLASS_NAMES
 
 
 def alert(page: Page, text: str) -> None:

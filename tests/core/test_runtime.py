@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,8 @@ import pytest
 import torch
 
 from core.runtime import describe_machine, import_torchvision, resolve_device, source_commit
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_devices() -> None:
@@ -27,6 +30,23 @@ def test_the_machine_is_described() -> None:
     assert commit is None or len(commit.removesuffix("+dirty")) == 12
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such call")
+def test_free_memory_between_what_is_used_goes_back_to_the_system() -> None:
+    code = (
+        "from core.runtime import return_free_memory\n"
+        "from pathlib import Path\n"
+        "held_mb = lambda: int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 1e6\n"
+        "blocks = [bytes(10_000) for _ in range(20_000)]\n"
+        "kept = blocks[::500]\n"
+        "del blocks\n"
+        "before = held_mb()\n"
+        "return_free_memory()\n"
+        "print(before - held_mb())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert float(run.stdout) > 150
+
+
 def test_torchvisions_python_parts_import() -> None:
     assert import_torchvision().datasets.CIFAR10
 
@@ -38,4 +58,4 @@ def test_the_segmentation_libraries_import_beside_this_torch() -> None:
         "import sam2.build_sam, sam2.sam2_image_predictor\n"
         "from transformers import CLIPSegForImageSegmentation"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -8,41 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-from core.checkpoint import Checkpoint, save
-from core.models import ViTConfig, build_model
-
-CLASS_NAMES = ("cat", "dog", "frog", "ship")
+from tiny_checkpoint import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a model whose answers differ from picture to picture."""
-    config = ViTConfig(image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=len(CLASS_NAMES))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_model(config)
-        torch.nn.init.normal_(
-            model.get_parameter("head.weight")
-        )  # zero at the start of training: all answers would be equal
-    folder = tmp_path_factory.mktemp("checkpoint")
-    save(
-        folder,
-        Checkpoint(
-            model=model,
-            model_config=config,
-            class_names=CLASS_NAMES,
-            mean=(0.4, 0.5, 0.6),
-            std=(0.2, 0.25, 0.3),
-            dataset="tiny",
-            metrics={},
-            training={},
-            commit=None,
-        ),
-    )
-    return folder
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")

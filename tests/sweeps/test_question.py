@@ -6,6 +6,7 @@ from core.data import Dataset
 from sweeps.flags import Flags, UsageError
 from sweeps.patch_size import SWEEP
 from sweeps.question import plans_by_level, resolve, with_defaults
+from sweeps.space import Choice
 
 
 def resolved(**flags: Any) -> Any:
@@ -24,6 +25,17 @@ def test_random_search_draws_from_the_larger_space_but_not_what_is_set() -> None
     assert result.num_trials == 10
     assert set(result.points[0]) == {"patch_size", "learning_rate", "seed"}
     assert result.base["weight_decay"] == 0.1
+
+
+def test_what_is_varied_by_hand_is_searched_there_and_nowhere_else() -> None:
+    result = resolved(search="random", num_samples=5, vary=("learning_rate=1e-3,2e-3",), set=("weight_decay=0.1",))
+    assert {point["learning_rate"] for point in result.points} <= {1e-3, 2e-3}
+    assert resolved(search="optuna", vary=("learning_rate=1e-3,2e-3",)).space["learning_rate"] == Choice((1e-3, 2e-3))
+
+
+def test_another_search_seed_draws_other_settings() -> None:
+    draws = [resolved(search="random", num_samples=5, search_seed=seed).points for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
 
 
 def test_asha_trains_with_a_schedule_that_may_be_stopped() -> None:

@@ -1,0 +1,191 @@
+"""Does Optuna with ASHA find what the whole grid finds, for a quarter of its FLOPs?
+
+    python -m benchmarks.search_efficiency --output docs/records/search/search_efficiency.json
+
+The grid: patch size, learning rate and batch size of a small ViT, each cell trained to the end. The searches, one a
+search seed: the same cells through `--search optuna --scheduler asha`, which chooses where to look and stops the trials
+that fall behind. All are runs of `sweeps/patch_size.py` as a user starts it, with one schedule and one seed, so that a
+cell trained to the end has the same accuracy in all of them. They are kept below `--folder`, and gone on with.
+
+Compared are the validation accuracies that the grid knows: of the cell that a search chose, and of the grid's best.
+Beside them stands what a lottery gives: the best of as many cells as the FLOPs pay for, drawn from the grid blindly.
+That is an expectation over all draws, by counting.
+"""
+
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+
+from benchmarks.record import Verdict, conclude, spread
+from sweeps.results import finalists, load
+
+_ROOT = Path(__file__).resolve().parents[1]
+_SWEEP = "patch_size"
+_CELLS = ("patch_size=4,8,16", "learning_rate=3e-4,1e-3,3e-3,1e-2", "batch_size=64,128,256")
+_MODEL = ("embed_dim=64", "depth=4", "weight_decay=0.05", "schedule=trapezoid")
+_FIELDS = ("patch_size", "learning_rate", "batch_size")
+_TARGET_POINTS = 0.5
+_TARGET_SHARE = 25.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Flags of the benchmark."""
+
+    budget: float = 2e12
+    """Training FLOPs of a cell."""
+    num_samples: int = 24
+    """Settings that a search draws."""
+    searches: int = 3
+    """How many searches, with search seeds 0, 1, ..."""
+    dataset: str = "cifar10"
+    """As in the sweeps; CIFAR-10 is found by PATCHWORK_DATA."""
+    folder: Path = Path("results/search_efficiency")
+    """Where the sweeps keep their results."""
+    output: Path | None = None
+    """Write a JSON record here, and the figure beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a search cost, as a share of the grid's FLOPs, and what the grid knows of the cell that it chose."""
+
+    flops_share: float
+    trials: int
+    stopped: int
+    chosen: dict[str, float]
+    accuracy: float
+    points_below: float
+
+
+def expected_best(values: Sequence[float], draws: float) -> float:
+    """The mean of the best of `draws` different values drawn blindly; between whole numbers of draws on a line."""
+    ordered, low = np.sort(values), math.floor(draws)
+
+    def of(count: int) -> float:
+        ways = np.array([math.comb(rank, count - 1) for rank in range(len(ordered))], dtype=float)
+        return float(ordered @ ways / ways.sum())
+
+    if draws <= 1 or draws >= len(ordered):
+        return of(1 if draws <= 1 else len(ordered))
+    return of(low) + (draws - low) * (of(low + 1) - of(low))
+
+
+def trials_of(settings: Settings, name: str, *flags: str) -> pd.DataFrame:
+    """Run a sweep, or what is left of it; its trials."""
+    folder = settings.folder / _SWEEP / name
+    words = ["--resume", str(folder)]
+    if not folder.exists():
+        words = ["--dataset", settings.dataset, "--budget", f"{settings.budget:g}", "--seeds", "1"]
+        words += ["--vary", *_CELLS, "--set", *_MODEL, "--storage", str(settings.folder), "--name", name, *flags]
+    print("python sweeps/patch_size.py", *words, flush=True)
+    subprocess.run([sys.executable, str(_ROOT / "sweeps" / "patch_size.py"), *words], check=True)
+    return load(folder).trials
+
+
+def judge(grid: pd.DataFrame, searched: pd.DataFrame) -> Search:
+    """The sweep's own choice among the trials of a search, looked up in the grid."""
+    accuracies = {cell_of(row): row["val_accuracy"] for row in rows_of(grid)}
+    done = rows_of(searched.loc[finalists(searched, "patch_size")])
+    chosen = cell_of(max(done, key=lambda row: row["val_accuracy"]))
+    return Search(
+        flops_share=100 * _flops(searched) / _flops(grid),
+        trials=len(searched),
+        stopped=sum(row["status"] == "stopped" for row in rows_of(searched)),
+        chosen=dict(zip(_FIELDS, chosen, strict=True)),
+        accuracy=accuracies[chosen],
+        points_below=100 * (max(accuracies.values()) - accuracies[chosen]),
+    )
+
+
+def rows_of(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    """The trials as dicts."""
+    return [{str(name): value for name, value in row.items()} for row in trials.to_dict(orient="records")]
+
+
+def cell_of(trial: Mapping[str, Any]) -> tuple[float, ...]:
+    """Where in the grid a trial lies."""
+    return tuple(float(trial[f"config/{name}"]) for name in _FIELDS)
+
+
+def _flops(trials: pd.DataFrame) -> float:
+    return sum(row["train_flops"] for row in rows_of(trials))
+
+
+def draw(accuracies: Sequence[float], searches: Sequence[Search], file: Path) -> None:
+    """The searches, and the lottery, against their share of the grid's FLOPs."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained", dpi=130)
+    axes = figure.subplots()
+    shares = [100 * count / len(accuracies) for count in range(1, len(accuracies) + 1)]
+    lottery = [100 * expected_best(accuracies, count) for count in range(1, len(accuracies) + 1)]
+    axes.plot(shares, lottery, color="#6b6b6b", label="best of so many cells, drawn blindly")
+    best = 100 * max(accuracies)
+    axes.axhspan(best - _TARGET_POINTS, best, color="#3a923a", alpha=0.15, lw=0, label="within 0.5 points of the best")
+    x, y = [one.flops_share for one in searches], [100 * one.accuracy for one in searches]
+    axes.plot(x, y, "o", color="#e07a1f", label="Optuna + ASHA, a dot a search")
+    axes.axvline(_TARGET_SHARE, color="black", lw=0.8, ls=":")
+    axes.set(xlabel="share of the grid's training FLOPs, %", ylabel="validation accuracy of the best cell found, %")
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(file)
+
+
+def main(settings: Settings) -> None:
+    """Run the grid and the searches, and compare."""
+    grid = trials_of(settings, "grid")
+    searches = []
+    for seed in range(settings.searches):
+        flags = ("--search", "optuna", "--scheduler", "asha", "--num-samples", str(settings.num_samples))
+        searches.append(judge(grid, trials_of(settings, f"search-{seed}", *flags, "--search-seed", str(seed))))
+    accuracies = grid["val_accuracy"].tolist()
+    ordered = sorted((100 * value for value in accuracies), reverse=True)
+    print(f"\nthe grid: {len(grid)} cells; best, second, median, worst: ", end="")
+    print(f"{ordered[0]:.1f}, {ordered[1]:.1f}, {ordered[len(ordered) // 2]:.1f}, {ordered[-1]:.1f}%")
+    for number, one in enumerate(searches):
+        print(
+            f"search {number}: {one.trials} trials, {one.stopped} stopped, {one.flops_share:.1f}% of the grid's FLOPs; "
+            f"chose {one.chosen}, {100 * one.accuracy:.1f}%, {one.points_below:.2f} points below the best"
+        )
+    share = spread([one.flops_share for one in searches])
+    below = spread([one.points_below for one in searches])
+    blind = ordered[0] - 100 * expected_best(accuracies, len(grid) * share.median / 100)
+    print(f"drawn blindly for the same FLOPs: {blind:.2f} points below, on average")
+    verdicts = [
+        Verdict(
+            claim="the worst search's choice lies below the grid's best by",
+            measured=below.high,
+            target=_TARGET_POINTS,
+            unit="points",
+            higher_is_better=False,
+        ),
+        Verdict(
+            claim="the dearest search took, of the grid's FLOPs,",
+            measured=share.high,
+            target=_TARGET_SHARE,
+            unit="%",
+            higher_is_better=False,
+        ),
+    ]
+    figures = {
+        "grid": [
+            {"cell": cell_of(row), "val_accuracy": row["val_accuracy"], "train_flops": row["train_flops"]}
+            for row in rows_of(grid)
+        ],
+        "searches": [asdict(one) for one in searches],
+        "blind_points_below": blind,
+    }
+    conclude("search_efficiency", settings, figures, verdicts, settings.output)
+    if settings.output is not None:
+        draw(accuracies, searches, settings.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
