@@ -8,8 +8,8 @@ INSTALL := SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --disable-pip-version-ch
 demo: .venv/installed  ## a small patch-size sweep on generated pictures
 	$(BIN)/python sweeps/patch_size.py --dataset shapes --vary patch_size=4,8,16 --budget 5e11 --set embed_dim=64 depth=2 learning_rate=3e-3 reports=4
 
-test: .venv/installed-dev  ## the tests, but for the slow ones
-	$(BIN)/python -m pytest
+test: .venv/installed-dev  ## the tests, but for the slow ones; two files at a time, as most of them wait for processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

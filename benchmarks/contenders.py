@@ -98,7 +98,7 @@ def litserve(max_batch_size: int = 16) -> Iterator[str]:
 
 
 @contextmanager
-def patchwork(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def patchwork(settings: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
     """`serve run serve.config` with these settings; its address, and the process that all of it descends from."""
     port = _free_port()
     application = {"name": "default", "route_prefix": "/", "import_path": "serve.config", "args": dict(settings)}
@@ -108,7 +108,7 @@ def patchwork(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         listen = {"host": "127.0.0.1", "port": port}
         file.write_text(json.dumps({"http_options": listen, "applications": [application]}))
         command = [str(Path(sys.executable).with_name("serve")), "run", str(file)]
-        with _running(command, port, _RAY) as process:
+        with _running(command, port, {**_RAY, **(environment or {})}) as process:
             yield f"http://127.0.0.1:{port}", process.pid
 
 

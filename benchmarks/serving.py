@@ -15,8 +15,7 @@ Contenders take turns within a round, each alone on the machine and warmed up:
 - in process: our pipeline in batches, without a service: from PNG files to run lengths. The ceiling.
 
 The load comes from one more process, in a closed loop: so many requests are always on their way. Ratios are those of
-one round, and their median is judged. The classifier's overhead is the median answer's time, one request at a time,
-less that of the model alone in a process.
+one round, and their median is judged.
 """
 
 import io
@@ -32,7 +31,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from matplotlib.figure import Figure
 from PIL import Image
@@ -43,7 +41,6 @@ from benchmarks.full_size import FULL_SIZE, FullSize, chosen
 from benchmarks.load import TIMEOUT_S, closed_loop, percentile, steady
 from benchmarks.record import Verdict, conclude, spread
 from core.segment.options import SegmentOptions
-from serve.settings import CARRIED_CLASSIFIER
 
 _BATCH = 16
 CEILING = "in process"
@@ -148,35 +145,6 @@ def _segment_all(segmenter: Any, asked: Sequence[Question]) -> float:
     return seconds
 
 
-def classifier_seconds(url: str, asked: Sequence[Question]) -> list[float]:
-    """What answers of the classifier take, one at a time."""
-    load = closed_loop(f"{url}/v1/classify", [question.classify() for question in asked], 1)
-    return steady(load, 1)[1]
-
-
-def model_seconds(folder: Path, calls: int) -> list[float]:
-    """What the classifier's model alone takes for one picture, in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_model_seconds, (folder, calls))
-
-
-def _model_seconds(folder: Path, calls: int) -> list[float]:
-    from core.augment import normalise
-    from core.checkpoint import load
-
-    checkpoint = load(folder)
-    mean, std = torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std)
-    side = checkpoint.model_config.image_size
-    pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(calls + 10):
-            started = time.perf_counter()
-            checkpoint.model(normalise(pixels, mean, std)).softmax(dim=1).numpy()
-            seconds.append(time.perf_counter() - started)
-    return seconds[10:]
-
-
 @contextmanager
 def _models(settings: Settings) -> Iterator[tuple[dict[str, str], SegmentOptions]]:
     """What the service is told of the models, and what is asked of them; the others read the environment."""
@@ -198,7 +166,6 @@ def run_round(settings: Settings, scenes: Scenes, models: Mapping[str, str]) -> 
     # The same questions for all; each concurrency has its own.
     counts = {one: max(settings.requests, 5 * one) for one in settings.concurrencies}
     warm_up, asked = scenes.deal(settings.warm_up), {one: scenes.deal(count) for one, count in counts.items()}
-    to_classify = scenes.deal(settings.requests)
     words = {**models, **contenders.parse_settings(settings.service)}
     rows: list[Row] = []
     figures: dict[str, float] = {}
@@ -218,15 +185,9 @@ def run_round(settings: Settings, scenes: Scenes, models: Mapping[str, str]) -> 
             take_turn(name, url)
     with contenders.patchwork(words) as (url, _):
         take_turn("patchwork", url)
-        answers = classifier_seconds(url, to_classify)
     for name, per_second in ceiling(warm_up, asked[settings.concurrencies[-1]]).items():
         figures[f"{CEILING}, {name}"] = per_second
         print(f"  {CEILING}, {name}: {per_second:.2f}/s", flush=True)
-    folder = Path(words.get("classifier", CARRIED_CLASSIFIER))
-    model = 1000 * statistics.median(model_seconds(folder, len(to_classify)))
-    overhead = 1000 * statistics.median(answers) - model
-    figures |= {"classifier, model ms": model, "classifier, overhead ms": overhead}
-    print(f"  classifier: {overhead:.1f} ms over the model's {model:.1f}", flush=True)
     return rows, figures
 
 
@@ -273,32 +234,20 @@ def main(settings: Settings) -> None:
         "litserve": spread([speed["patchwork"] / speed["litserve"] for speed in speeds]),
         CEILING: spread([speed["patchwork"] / limit for speed, limit in zip(speeds, limits, strict=True)]),
     }
-    overhead = spread([figures["classifier, overhead ms"] for _, figures in rounds])
     print(f"\nthroughput at {most}, over that of others, median (minimum to maximum) of {settings.rounds} rounds:")
     for name, ratio in ratios.items():
         print(f"  {name:12} {ratio.text()}")
-    print(f"classifier, over the model alone: {overhead.text('.1f')} ms")
     targets = {"plain": 3.0, "litserve": 1.2, CEILING: 0.85}
     verdicts = [
         Verdict(claim=f"throughput at {most} over {name}", measured=ratios[name].median, target=target, unit="x")
         for name, target in targets.items()
     ]
-    verdicts.append(
-        Verdict(
-            claim="the classifier's route over its model, one at a time",
-            measured=overhead.median,
-            target=10,
-            unit="ms",
-            higher_is_better=False,
-        )
-    )
     if settings.output is not None:
         rows = [row for part, _ in rounds for row in part]
         draw(rows, statistics.median(limits), settings.output.with_suffix(".png"))
     figures = {
         "rounds": [{"rows": [asdict(row) for row in rows], **figures} for rows, figures in rounds],
         "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
-        "classifier_overhead_ms": asdict(overhead),
     }
     conclude("serving", settings, figures, verdicts, settings.output)
 

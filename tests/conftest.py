@@ -26,8 +26,12 @@ with warnings.catch_warnings():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The browser's tests last: the service that they share lives, and takes its part of the machine, until the end."""
-    items.sort(key=lambda item: "browser" in item.path.parts)
+    """Long ones first, as several files are tested at a time, but the browser's last.
+
+    The service that they share lives, and takes its part of the machine, until the end.
+    """
+    rooms = ("sweeps", "serve", "core", "browser")
+    items.sort(key=lambda item: next((n for n, room in enumerate(rooms) if room in item.path.parts), 2))
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ STARTED: list[subprocess.Popen[str]] = []
 
 LONGER = (*TINY, "--budget", "3e10", "--seeds", "2")
 # The same with half the trials: two at work and two to come.
-FEWER = (*LONGER, "--vary", "patch_size=8,16")
+FEWER = (*LONGER, "--vary", "patch_size=4,8")
 
 
 def command(*flags: str, program: Path = ROOT / "sweeps" / "patch_size.py") -> list[str]:

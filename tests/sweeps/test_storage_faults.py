@@ -17,7 +17,7 @@ from sweeps import storage
 from sweeps.results import SweepResults, load
 from sweeps.storage import StorageError, patiently, storage_failure
 
-SMALL = (*TINY, "--vary", "patch_size=8,16", "--budget", "2e10", "--seeds", "1")
+SMALL = (*TINY, "--vary", "patch_size=4,8", "--budget", "2e10", "--seeds", "1")
 OUTAGE_S = 6.0
 
 

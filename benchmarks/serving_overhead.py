@@ -1,0 +1,120 @@
+"""What does the service add to the model it serves, and what of it is the way in?
+
+    python -m benchmarks.serving_overhead --output docs/records/serving/overhead.json
+
+The classifier that the project carries, one request at a time, 256x256 PNG uploads: the median answer's time less that
+of the model alone in a process. With each of the ways in that Ray Serve has, in turn within a round:
+
+- proxy: Serve's own, in Python, as `serve run serve.config` starts it.
+- haproxy: HAProxy, which comes with Ray, passes requests to the ingress replicas (`RAY_SERVE_ENABLE_HA_PROXY=1`).
+- optimised: that, and Serve's settings for throughput (`RAY_SERVE_THROUGHPUT_OPTIMIZED=1`): replicas speak gRPC.
+"""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from benchmarks import contenders
+from benchmarks.contenders import Question
+from benchmarks.load import closed_loop, percentile, steady
+from benchmarks.record import Verdict, conclude, spread
+from core.augment import normalise
+from core.checkpoint import load
+from core.segment.options import SegmentOptions
+from serve.settings import CARRIED_CLASSIFIER
+
+_HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+_WAYS = {"proxy": {}, "haproxy": _HAPROXY, "optimised": {**_HAPROXY, "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}}
+_TARGET_MS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Flags of the benchmark."""
+
+    rounds: int = 3
+    """How often all ways in take their turn."""
+    requests: int = 200
+    """Requests a turn, after a quarter as many that do not count."""
+    output: Path | None = None
+    """Write a JSON record here."""
+
+
+def answer_seconds(url: str, asked: Sequence[Question]) -> list[float]:
+    """What answers of the classifier take, one at a time."""
+    return steady(closed_loop(f"{url}/v1/classify", [question.classify() for question in asked], 1), 1)[1]
+
+
+def model_seconds(calls: int) -> list[float]:
+    """What the model alone takes for one picture, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_model_seconds, (calls,))
+
+
+def _model_seconds(calls: int) -> list[float]:
+    checkpoint = load(Path(CARRIED_CLASSIFIER))
+    mean, std = torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std)
+    side = checkpoint.model_config.image_size
+    pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(calls + 10):
+            started = time.perf_counter()
+            checkpoint.model(normalise(pixels, mean, std)).softmax(dim=1).numpy()
+            seconds.append(time.perf_counter() - started)
+    return seconds[10:]
+
+
+def main(settings: Settings) -> None:
+    """Run all rounds, print the verdicts."""
+    asked = contenders.questions(0, settings.requests, 256, SegmentOptions())
+    rounds = []
+    for number in range(settings.rounds):
+        model = 1000 * statistics.median(model_seconds(settings.requests))
+        print(f"round {number + 1}: the model alone {model:.1f} ms", flush=True)
+        figures: dict[str, dict[str, float]] = {}
+        for way, environment in _WAYS.items():
+            with contenders.patchwork({}, environment) as (url, _):
+                answer_seconds(url, asked[: len(asked) // 4])
+                seconds = answer_seconds(url, asked)
+            p50, p95 = (1000 * percentile(seconds, share) for share in (50, 95))
+            figures[way] = {"overhead_ms": p50 - model, "p50": p50, "p95": p95}
+            print(f"  {way:10} {p50 - model:6.1f} ms over it; 95% of answers within {p95:.1f} ms", flush=True)
+        rounds.append({"model_ms": model, **figures})
+    overheads = {way: spread([one[way]["overhead_ms"] for one in rounds]) for way in _WAYS}
+    shares = {
+        way: spread([one[way]["overhead_ms"] / one["proxy"]["overhead_ms"] for one in rounds])
+        for way in _WAYS
+        if way != "proxy"
+    }
+    print(f"\nover the model, median (minimum to maximum) of {settings.rounds} rounds:")
+    for way, overhead in overheads.items():
+        print(f"  {way:10} {overhead.text('.1f')} ms")
+    for way, share in shares.items():
+        print(f"  {way:10} {share.text()} of the proxy's")
+    verdicts = [
+        Verdict(
+            claim=f"{way}: the classifier's route over its model",
+            measured=overhead.median,
+            target=_TARGET_MS,
+            unit="ms",
+            higher_is_better=False,
+        )
+        for way, overhead in overheads.items()
+    ]
+    record = {
+        "rounds": rounds,
+        "overhead_ms": {way: asdict(one) for way, one in overheads.items()},
+        "share_of_proxy": {way: asdict(one) for way, one in shares.items()},
+    }
+    conclude("serving_overhead", settings, record, verdicts, settings.output)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
