@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,14 +27,16 @@ FIRST_SEED = 36_000_000
 
 
 @contextmanager
-def serve_run(log: Path, *words: str, application: str = "serve.config") -> Iterator[subprocess.Popen[bytes]]:
+def serve_run(
+    log: Path, *words: str, application: str = "serve.config", environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """The command, in a session of its own, so that all it started can be ended."""
     command = [str(Path(sys.executable).with_name("serve")), "run", application, *words]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **RAY_ENVIRONMENT},
+            env={**os.environ, **RAY_ENVIRONMENT, **(environment or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -115,17 +117,27 @@ def test_a_replica_that_fails_fails_the_command(error: BaseException, code: int)
     assert ("did not start" in result.output) == bool(code)
 
 
-def test_the_file_for_production_is_served(checkpoint_folder: Path, pictures: list[bytes], tmp_path: Path) -> None:
+def test_the_file_for_production_is_served_by_the_fastest_way_in(checkpoint_folder: Path, tmp_path: Path) -> None:
+    """HAProxy before the ingress, and gRPC between the replicas, which changes how pictures travel."""
     config = yaml.safe_load((ROOT / "serve" / "production.yaml").read_text())
     port = config["http_options"]["port"] = free_port()
     (application,) = config["applications"]
     application["args"]["classifier"] = str(checkpoint_folder)
     (tmp_path / "app.yaml").write_text(yaml.safe_dump(config))
+    way_in = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+    for name in ("METRICS", "STATS"):
+        way_in[f"RAY_SERVE_HAPROXY_{name}_PORT"] = str(free_port())
     url, log = f"http://127.0.0.1:{port}", tmp_path / "log"
-    with serve_run(log, application=str(tmp_path / "app.yaml")) as process:
+    scene = labelled_scene(FIRST_SEED, short_side=256)
+    with serve_run(log, application=str(tmp_path / "app.yaml"), environment=way_in) as process:
         wait_until_ready(url, process, log)
-        response = post(f"{url}/v1/classify", pictures[0])
+        response = post(f"{url}/v1/classify", png(scene.image))
         assert response.status_code == 200 and len(response.json()["predictions"]) == 4
+        response = post(f"{url}/v1/segment", png(scene.image), prompts=list(scene.prompts))
+        assert response.status_code == 200
+        assert [one["prompt"] for one in response.json()["results"]] == list(scene.prompts)
+        assert any(one["found"] for one in response.json()["results"])
+        assert_problem(post(f"{url}/v1/classify", bytes(21 * 2**20)), 413, "body-too-large")
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
 
