@@ -29,9 +29,11 @@ bench: .venv/installed-dev  ## each prints its verdict
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.sweep_overhead
 	$(BIN)/python -m benchmarks.sweep_memory
+	$(BIN)/python -m benchmarks.search_efficiency
 	$(BIN)/python -m benchmarks.segmentation_quality
 	$(BIN)/python -m benchmarks.segmentation
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving_overhead
 	$(BIN)/python -m benchmarks.overload overload
 	$(BIN)/python -m benchmarks.batch
 	$(BIN)/python -m benchmarks.scaling
