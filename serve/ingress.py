@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from PIL import Image
 from ray import serve
 from ray.exceptions import RayActorError
@@ -56,7 +57,8 @@ def create_app(
         image_size: the side, in pixels, of the square that the classifier works on.
         keys: digests of the API keys; none are asked for if there are none.
     """
-    app = FastAPI(
+    # Its page of the description loads nothing from elsewhere.
+    app = FastAPIOffline(
         title="Patchwork",
         version="1",
         description="Vision transformers over HTTP: text-prompted segmentation, and classification.",

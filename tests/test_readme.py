@@ -72,7 +72,9 @@ def test_throughputs_are_the_records() -> None:
     for kind, way in (("overhead_ms", "proxy"), ("overhead_ms", "optimised"), ("share_of_proxy", "optimised")):
         one, form = ways[kind][way], ".1f" if kind == "overhead_ms" else ".2f"
         unit = " ms" if kind == "overhead_ms" else ""
-        assert f"{one['median']:{form}}{unit} ({one['low']:{form}} to {one['high']:{form}})" in README.replace("\n", " ")
+        assert f"{one['median']:{form}}{unit} ({one['low']:{form}} to {one['high']:{form}})" in README.replace(
+            "\n", " "
+        )
     overload = json.loads((ROOT / "docs/records/serving/overload.json").read_text())
     assert f"refused in {overload['refusals_ms']['p95']:.0f} ms" in README
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import re
 import subprocess
 import sys
 import time
@@ -243,3 +244,13 @@ def test_the_description_offers_the_upload_and_the_errors() -> None:
         *("200", "400", "401", "403", "413", "415", "422", "500", "502", "503", "504"),
     }
     assert list(route["responses"]["422"]["content"]) == ["application/problem+json"]
+
+
+def test_the_page_of_the_description_loads_nothing_from_elsewhere() -> None:
+    page = request("GET", "/docs").text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert any(url.endswith(".js") for url in loaded) and any(url.endswith(".css") for url in loaded)
+    assert not re.search("https?://", page)
+    for url in loaded:
+        response = request("GET", url)
+        assert response.status_code == 200 and response.content
