@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -114,6 +115,30 @@ def hide_the_project(folder: Path) -> dict[str, str]:
     known = subprocess.run([sys.executable, "-c", "import core"], cwd=folder, env=environment, capture_output=True)
     assert b"No module named 'core'" in known.stderr
     return environment
+
+
+@contextmanager
+def started_without_the_project(folder: Path, program: str, *words: str) -> Iterator[str]:
+    """A program that starts a cluster, by a Python that cannot import the project; the first line that it prints.
+
+    It is to end when its standard input does.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        cwd=folder,
+        env=hide_the_project(folder / "hide"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdin is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
 
 
 def free_port() -> int:

@@ -1,12 +1,10 @@
 """A sweep on a cluster of several nodes that know nothing of the project."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import hide_the_project, run
+from support import run, started_without_the_project
 
 from sweeps.results import load
 
@@ -26,20 +24,8 @@ cluster.shutdown()
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """Head and two worker nodes, started by a Python that cannot import the project."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", START_CLUSTER],
-        cwd=tmp_path,
-        env=hide_the_project(tmp_path / "hide"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdin is not None
-    yield process.stdout.readline().strip()
-    process.stdin.close()
-    process.wait(60)
-    process.stdout.close()
+    with started_without_the_project(tmp_path, START_CLUSTER) as address:
+        yield address
 
 
 def test_workers_get_the_projects_code_with_the_job(address: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import ROOT, free_port, hide_the_project
+from support import ROOT, free_port, started_without_the_project
 
 from sweeps.results import load
 
@@ -52,23 +52,11 @@ def short_folder() -> Iterator[str]:
 def dashboard(tmp_path: Path, short_folder: str) -> Iterator[str]:
     """The address that takes jobs, of a head without CPUs and two workers."""
     port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-c", START_CLUSTER, str(port), short_folder],
-        cwd=tmp_path,
-        env=hide_the_project(tmp_path / "hide"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdin is not None
-    assert process.stdout.readline().strip() == "ready"
-    address = f"http://127.0.0.1:{port}"
-    wait_until_answered(f"{address}/api/version")
-    yield address
-    process.stdin.close()
-    process.wait(60)
-    process.stdout.close()
+    with started_without_the_project(tmp_path, START_CLUSTER, str(port), short_folder) as line:
+        assert line == "ready"
+        address = f"http://127.0.0.1:{port}"
+        wait_until_answered(f"{address}/api/version")
+        yield address
 
 
 def wait_until_answered(url: str, seconds: float = 60) -> None:

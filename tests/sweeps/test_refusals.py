@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +94,6 @@ def test_a_cluster_that_cannot_be_reached_or_is_too_small_is_refused_at_once(tmp
     nowhere = run(tmp_path, *TINY, "--address", "127.0.0.1:9")
     assert nowhere.returncode == 2, nowhere.stderr
     assert "the Ray cluster at 127.0.0.1:9 cannot be joined" in nowhere.stderr
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """A file system of 16 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.slow

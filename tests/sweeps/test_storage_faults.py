@@ -4,9 +4,8 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,18 +74,6 @@ def test_a_trial_preempted_while_its_storage_is_unmounted_begins_where_it_was(
     interrupted = disturbed.trials.loc[disturbed.trials["attempt"] > 1, "trial"]
     assert len(interrupted), "nothing was preempted"
     assert set(interrupted) <= set(first.index), "a trial with a checkpoint began again from nothing"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.slow
