@@ -30,7 +30,7 @@ from sweeps.results import finalists, load
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SWEEP = "patch_size"
-_CELLS = ("patch_size=4,8,16", "learning_rate=3e-4,1e-3,3e-3,1e-2", "batch_size=64,128,256")
+_CELLS = ("patch_size=8,16", "learning_rate=3e-4,1e-3,2e-3,5e-3,1e-2,3e-2", "batch_size=64,128,256")
 _MODEL = ("embed_dim=64", "depth=4", "weight_decay=0.05", "schedule=trapezoid")
 _FIELDS = ("patch_size", "learning_rate", "batch_size")
 _TARGET_POINTS = 0.5
@@ -41,7 +41,7 @@ _TARGET_SHARE = 25.0
 class Settings:
     """Flags of the benchmark."""
 
-    budget: float = 2e12
+    budget: float = 8e11
     """Training FLOPs of a cell."""
     num_samples: int = 24
     """Settings that a search draws."""
