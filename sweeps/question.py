@@ -130,8 +130,13 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
         recipe=Recipe(base=base, factor=sweep.factor, bundles=bundles),
         space=space,
         points=points,
-        num_trials=flags.num_samples if flags.search == "optuna" else len(points),
+        num_trials=int(min(flags.num_samples, _size(space))) if flags.search == "optuna" else len(points),
     )
+
+
+def _size(space: Space) -> float:
+    """How many settings there are."""
+    return math.prod(len(domain.values) if isinstance(domain, Choice) else math.inf for domain in space.values())
 
 
 def _grid(sweep: Sweep, varied: Mapping[str, tuple[Any, ...]]) -> dict[str, Choice]:

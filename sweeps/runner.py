@@ -17,7 +17,6 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.logger import JsonLoggerCallback, TBXLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
 
 from core.data import DataError, Dataset, subset
 from core.readers import load_dataset
@@ -29,6 +28,7 @@ from sweeps.question import SMOKE_PICTURES, Sweep, plans_by_level, resolve
 from sweeps.report import render
 from sweeps.results import TrialRecord, finalists, levels, load, to_frames
 from sweeps.run_folder import RunFolder
+from sweeps.searcher import DistinctOptunaSearch
 from sweeps.space import Point
 from sweeps.storage import has_whole_snapshot, patiently, storage_failure
 from sweeps.study import StudyWriter, distributions, to_distribution
@@ -217,7 +217,7 @@ class Runner:
 
     def _optuna(self) -> Any:
         logging.getLogger("optuna").setLevel(logging.ERROR)
-        return OptunaSearch(
+        return DistinctOptunaSearch(
             {name: to_distribution(domain) for name, domain in self.resolved.space.items()},
             metric="val_accuracy",
             mode="max",

@@ -51,7 +51,6 @@ def kill_nodes(record: Path, *flags: str) -> list[dict[str, Any]]:
     return json.loads(record.read_text())["kills"]
 
 
-@pytest.mark.timeout(600)
 def test_a_node_killed_once_changes_no_number(tmp_path: Path) -> None:
     flags = ("--kills", "1", "--undisturbed", "1", "--budget", "1e10", "--seeds", "1")
     (kill,) = kill_nodes(tmp_path / "record.json", *flags)

@@ -38,6 +38,12 @@ def test_another_search_seed_draws_other_settings() -> None:
     assert draws[0] == draws[1] != draws[2]
 
 
+def test_a_search_has_no_more_trials_than_there_are_settings() -> None:
+    few = ("patch_size=4,8", "learning_rate=1e-3,2e-3")
+    assert resolved(search="optuna", vary=few, set=("weight_decay=0.1",), num_samples=20).num_trials == 4
+    assert resolved(search="optuna", vary=few, num_samples=20).num_trials == 20
+
+
 def test_asha_trains_with_a_schedule_that_may_be_stopped() -> None:
     assert resolved(scheduler="asha").base["schedule"] == "trapezoid"
 
