@@ -88,3 +88,15 @@ def test_links_lead_to_files(page: str) -> None:
     file = ROOT / page
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text()):
         assert (file.parent / target).exists(), target
+
+
+def test_the_searches_are_the_records() -> None:
+    record = json.loads((ROOT / "docs/records/search/search_efficiency.json").read_text())
+    rows = [
+        f"| {seed} | {one['trials']} | {one['stopped']} | {one['flops_share']:.1f}% | {100 * one['accuracy']:.1f}% | "
+        f"{one['points_below']:.2f} |"
+        for seed, one in enumerate(record["searches"])
+    ]
+    assert "\n".join(rows) in README
+    assert f"{record['blind_points_below']:.2f} points below" in README
+    assert f"{100 * max(cell['val_accuracy'] for cell in record['grid']):.1f}%" in README
