@@ -50,7 +50,9 @@ class Settings:
     budget: float = 3e10
     """Training FLOPs of each trial."""
     seeds: int = 2
-    """Seeds of each of the four patch sizes."""
+    """Seeds of each patch size."""
+    patch_sizes: tuple[int, ...] = (2, 4, 8, 16)
+    """Patch sizes of the grid."""
     seed: int = 0
     """Of the moments and the nodes."""
     output: Path | None = None
@@ -164,6 +166,7 @@ def run(settings: Settings, storage: Path) -> tuple[list[float], list[Kill]]:
     """Seconds of the undisturbed sweeps, and what each kill cost."""
     flags = ["--dataset", "shapes", "--set", "embed_dim=16", "depth=1", "num_heads=2", "compile=false"]
     flags += ["--budget", f"{settings.budget:g}", "--seeds", f"{settings.seeds}", "--gpus-per-trial", "0"]
+    flags += ["--vary", "patch_size=" + ",".join(map(str, settings.patch_sizes))]
     choice = random.Random(settings.seed)
     seconds, kills = [], []
     with cluster_of_nodes(_NODES) as cluster:

@@ -51,8 +51,9 @@ def kill_nodes(record: Path, *flags: str) -> list[dict[str, Any]]:
     return json.loads(record.read_text())["kills"]
 
 
+@pytest.mark.timeout(1200)
 def test_a_node_killed_once_changes_no_number(tmp_path: Path) -> None:
-    flags = ("--kills", "1", "--undisturbed", "1", "--budget", "1e10", "--seeds", "1")
+    flags = ("--kills", "1", "--undisturbed", "1", "--budget", "1e10", "--seeds", "1", "--patch-sizes", "4", "8", "16")
     (kill,) = kill_nodes(tmp_path / "record.json", *flags)
     assert kill["seconds"] > kill["moment_s"]
 
