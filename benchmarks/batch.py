@@ -37,7 +37,7 @@ from PIL import Image
 from benchmarks.full_size import FullSize
 from benchmarks.process_memory import MEGABYTE, family, usage_of
 from benchmarks.prototype import Prototype
-from benchmarks.record import Verdict, conclude, spread
+from benchmarks.record import Verdict, at_most, conclude, spread
 from core.images import decode
 from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter
@@ -203,12 +203,11 @@ def measure_memory(settings: Settings, place: Path) -> tuple[dict[str, Any], lis
         jobs.append({"pictures": count, "peak_mb": max(samples), "last_tenth_mb": late, "processes": processes, **job})
         print(f"{count:10,}{max(samples):10.0f}{late:12.0f}{processes:11}{job['pictures_per_s']:12.2f}", flush=True)
     few, many = jobs
-    verdict = Verdict(
+    verdict = at_most(
         claim=f"peak memory with {many['pictures']:,} pictures as a share of that with {few['pictures']:,}",
         measured=100 * many["peak_mb"] / few["peak_mb"],
         target=110,
         unit="%",
-        higher_is_better=False,
     )
     return {"memory": jobs}, [verdict]
 

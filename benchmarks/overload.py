@@ -34,7 +34,7 @@ import tyro
 from benchmarks import contenders
 from benchmarks.load import Body, Sent, closed_loop, open_loop, percentile, steady, timed_loop
 from benchmarks.process_memory import family, usage_of
-from benchmarks.record import Verdict, conclude
+from benchmarks.record import Verdict, at_most, conclude
 from core.segment.options import SegmentOptions
 
 _REFUSED = httpx.codes.SERVICE_UNAVAILABLE
@@ -142,12 +142,12 @@ def overload(settings: Overload) -> None:
         f"the load took {load.cpu_share:.0%} of a core"
     )
     verdicts = [
-        _at_most("95% of refusals within", refusals.get("p95", 0.0), 250, "ms"),
-        _at_most("refusals without Retry-After", sum(not one.has_retry_after for one in refused), 0, "requests"),
-        _at_most("neither answered nor refused with 503", others, 0, "requests"),
+        at_most("95% of refusals within", refusals.get("p95", 0.0), 250, "ms"),
+        at_most("refusals without Retry-After", sum(not one.has_retry_after for one in refused), 0, "requests"),
+        at_most("neither answered nor refused with 503", others, 0, "requests"),
         Verdict(claim="answered, of the sustainable rate", measured=100 * rate / sustained, target=80, unit="%"),
-        _at_most("memory grew by", growth, _GROWTH_PERCENT, "%"),
-        _at_most("as before after", recovered, 5, "s"),
+        at_most("memory grew by", growth, _GROWTH_PERCENT, "%"),
+        at_most("as before after", recovered, 5, "s"),
     ]
     figures = {
         "sustained_per_second": sustained,
@@ -196,8 +196,8 @@ def soak(settings: Soak) -> None:
     for command, held in samples[-1][1].items():
         print(f"  {command:40} {samples[0][1].get(command, 0.0):7.0f} MB, then {held:7.0f} MB")
     verdicts = [
-        _at_most("errors other than 503", errors, 0, "requests"),
-        _at_most("memory grew by", _growth(first, last), _GROWTH_PERCENT, "%"),
+        at_most("errors other than 503", errors, 0, "requests"),
+        at_most("memory grew by", _growth(first, last), _GROWTH_PERCENT, "%"),
     ]
     figures = {
         "by_status": dict(by_status),
@@ -236,9 +236,9 @@ def kill(settings: Kill) -> None:
         f"it came {back:.1f} s after the kill; later, by status: {dict(Counter(one.status for one in later))}"
     )
     verdicts = [
-        _at_most("answers again after", back, 30, "s"),
-        _at_most("lost, of those on their way", lost, settings.concurrency, "requests"),
-        _at_most("later answers that were neither 200 nor 503", wrong_later, 0, "requests"),
+        at_most("answers again after", back, 30, "s"),
+        at_most("lost, of those on their way", lost, settings.concurrency, "requests"),
+        at_most("later answers that were neither 200 nor 503", wrong_later, 0, "requests"),
     ]
     figures = {
         "killed_after_s": moment,
@@ -280,10 +280,6 @@ def _percentiles(sent: Sequence[Sent]) -> dict[str, float]:
 
 def _growth(first: float, last: float) -> float:
     return 100 * (last / first - 1)
-
-
-def _at_most(claim: str, measured: float, target: float, unit: str) -> Verdict:
-    return Verdict(claim=claim, measured=measured, target=target, unit=unit, higher_is_better=False)
 
 
 def main(settings: Overload | Soak | Kill) -> None:

@@ -53,6 +53,11 @@ class Verdict:
         return f"{word}: {self.claim}: {self.measured:.3g} {self.unit} (target: {side} {self.target:g} {self.unit})"
 
 
+def at_most(claim: str, measured: float, target: float, unit: str) -> Verdict:
+    """A verdict on what must not exceed its target."""
+    return Verdict(claim=claim, measured=measured, target=target, unit=unit, higher_is_better=False)
+
+
 def conclude(name: str, settings: Any, figures: dict[str, Any], verdicts: Sequence[Verdict], file: Path | None) -> None:
     """Print a line a verdict, and write all figures with machine, commit and command to `file` if one is given."""
     print()

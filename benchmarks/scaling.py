@@ -40,7 +40,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from benchmarks.node_deaths import cluster_of_nodes
-from benchmarks.record import Verdict, conclude, spread
+from benchmarks.record import Verdict, at_most, conclude, spread
 from sweeps import console, run_folder, runner
 from sweeps.flags import Flags
 from sweeps.question import Sweep
@@ -146,12 +146,11 @@ def measure_trials(settings: Settings, scratch: Path) -> tuple[list[Row], list[V
         return by_count[_MANY][cost] / _MANY / (by_count[_FEW][cost] / _FEW)
 
     return rows, [
-        Verdict(
+        at_most(
             claim=f"{name} of a trial at {_MANY:,} trials over that at {_FEW}",
             measured=growth(cost),
             target=_TARGET_GROWTH,
             unit="x",
-            higher_is_better=False,
         )
         for name, cost in (("seconds", "seconds"), ("driver CPU seconds", "driver_cpu_seconds"))
     ]
@@ -261,8 +260,11 @@ def measure_requests(settings: Settings, scratch: Path) -> tuple[list[Row], list
         serve.shutdown()
         ray.shutdown()
     failed = sum(row["failed"] for row in rows)
-    verdict = Verdict(
-        claim="light requests not answered with 200", measured=failed, target=0, unit="", higher_is_better=False
+    verdict = at_most(
+        claim="light requests not answered with 200",
+        measured=failed,
+        target=0,
+        unit="",
     )
     return rows, [verdict]
 

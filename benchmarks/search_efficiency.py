@@ -25,7 +25,7 @@ import pandas as pd
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks.record import Verdict, conclude, spread
+from benchmarks.record import at_most, conclude, spread
 from sweeps.results import finalists, load
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -94,13 +94,14 @@ def trials_of(settings: Settings, name: str, *flags: str) -> pd.DataFrame:
 
 def judge(grid: pd.DataFrame, searched: pd.DataFrame) -> Search:
     """The sweep's own choice among the trials of a search, looked up in the grid."""
-    accuracies = {cell_of(row): row["val_accuracy"] for row in rows_of(grid)}
+    cells, trials = rows_of(grid), rows_of(searched)
+    accuracies = {cell_of(row): row["val_accuracy"] for row in cells}
     done = rows_of(searched.loc[finalists(searched, "patch_size")])
     chosen = cell_of(max(done, key=lambda row: row["val_accuracy"]))
     return Search(
-        flops_share=100 * _flops(searched) / _flops(grid),
-        trials=len(searched),
-        stopped=sum(row["status"] == "stopped" for row in rows_of(searched)),
+        flops_share=100 * _flops(trials) / _flops(cells),
+        trials=len(trials),
+        stopped=sum(row["status"] == "stopped" for row in trials),
         chosen=dict(zip(_FIELDS, chosen, strict=True)),
         accuracy=accuracies[chosen],
         points_below=100 * (max(accuracies.values()) - accuracies[chosen]),
@@ -117,8 +118,8 @@ def cell_of(trial: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(float(trial[f"config/{name}"]) for name in _FIELDS)
 
 
-def _flops(trials: pd.DataFrame) -> float:
-    return sum(row["train_flops"] for row in rows_of(trials))
+def _flops(rows: Sequence[Mapping[str, Any]]) -> float:
+    return sum(row["train_flops"] for row in rows)
 
 
 def draw(accuracies: Sequence[float], searches: Sequence[Search], file: Path) -> None:
@@ -159,19 +160,17 @@ def main(settings: Settings) -> None:
     blind = ordered[0] - 100 * expected_best(accuracies, len(grid) * share.median / 100)
     print(f"drawn blindly for the same FLOPs: {blind:.2f} points below, on average")
     verdicts = [
-        Verdict(
+        at_most(
             claim="the worst search's choice lies below the grid's best by",
             measured=below.high,
             target=_TARGET_POINTS,
             unit="points",
-            higher_is_better=False,
         ),
-        Verdict(
+        at_most(
             claim="the dearest search took, of the grid's FLOPs,",
             measured=share.high,
             target=_TARGET_SHARE,
             unit="%",
-            higher_is_better=False,
         ),
     ]
     figures = {

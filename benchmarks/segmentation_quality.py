@@ -25,7 +25,7 @@ from rich.progress import track
 
 from benchmarks.prototype import THRESHOLD as PROTOTYPES_THRESHOLD
 from benchmarks.prototype import Answer, Damage, Prototype
-from benchmarks.record import Verdict, conclude
+from benchmarks.record import Verdict, at_most, conclude
 from core.runtime import multiplies_bf16
 from core.segment.damage import DAMAGES, MIDDLE_STRENGTH, STRENGTHS, DamagedGrounder
 from core.segment.evaluation import Labelled, Scores, labelled_scene, overlaps, score, surest
@@ -234,12 +234,11 @@ def judge_answers(segmenter: Segmenter, prototype: Prototype, labelled: Sequence
         Verdict(claim="AP50", measured=scores["ours"].ap50, target=0.95, unit=""),
         Verdict(claim="absent prompts not found", measured=scores["ours"].absent, target=0.97, unit=""),
         Verdict(claim="present prompts found", measured=scores["ours"].found, target=0.97, unit=""),
-        Verdict(
+        at_most(
             claim="answers worse than the coarse mask",
             measured=harm["of all prompts"],
             target=0.01,
             unit="of the prompts",
-            higher_is_better=False,
         ),
     ]
     agreement = _precision_agreement(segmenter, labelled, masks_of(answers))
@@ -264,12 +263,11 @@ def judge_thresholds(segmenter: Segmenter, prototype: Prototype, labelled: Seque
     for name, value in thresholds.items():
         print(f"{name:34}{value:8.4f}", flush=True)
     verdicts = [
-        Verdict(
+        at_most(
             claim=f"the best threshold for every picture over the automatic one, {name}",
             measured=thresholds[f"{name}, oracle for every picture"] - thresholds[f"{name}, automatic"],
             target=0.01,
             unit="mean IoU",
-            higher_is_better=False,
         )
         for name in ("coarse", "ours")
     ]
@@ -285,13 +283,12 @@ def judge_damage(segmenter: Segmenter, prototype: Prototype, labelled: Sequence[
         for who, values in rows.items():
             print(f"{name:14}{who:10}" + "".join(f"{value:8.3f}" for value in values), flush=True)
     verdicts = [
-        Verdict(
+        at_most(
             claim=f"lost to {name} of strength {MIDDLE_STRENGTH}, as a share of what the prototype loses",
             measured=(clean[0] - rows["ours"][MIDDLE_STRENGTH - 1])
             / max(1e-9, clean[1] - rows["prototype"][MIDDLE_STRENGTH - 1]),
             target=0.5,
             unit="",
-            higher_is_better=False,
         )
         for name, rows in damage.items()
     ]

@@ -23,7 +23,7 @@ import tyro
 from benchmarks import contenders
 from benchmarks.contenders import Question
 from benchmarks.load import closed_loop, percentile, steady
-from benchmarks.record import Verdict, conclude, spread
+from benchmarks.record import at_most, conclude, spread
 from core.augment import normalise
 from core.checkpoint import load
 from core.segment.options import SegmentOptions
@@ -99,12 +99,11 @@ def main(settings: Settings) -> None:
     for way, share in shares.items():
         print(f"  {way:10} {share.text()} of the proxy's")
     verdicts = [
-        Verdict(
+        at_most(
             claim=f"{way}: the classifier's route over its model",
             measured=overhead.median,
             target=_TARGET_MS,
             unit="ms",
-            higher_is_better=False,
         )
         for way, overhead in overheads.items()
     ]

@@ -37,7 +37,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks.process_memory import MEGABYTE, Usage, family, usage_of
-from benchmarks.record import Verdict, conclude
+from benchmarks.record import Verdict, at_most, conclude
 from core.data import Dataset, ImageSet, make_dataset, names_of
 from core.models import ViTConfig
 from core.train import TrainConfig, plan, train
@@ -214,12 +214,11 @@ def main(settings: Settings) -> None:
         f"a process with its own copy needs {own_copy:.1f} MB. Every trial had mapped {together.mapped:.1f} MB of them."
     )
     verdicts = [
-        Verdict(
+        at_most(
             claim="memory that the pictures add for each further trial, as a share of their size",
             measured=100 * (in_store + in_private) / data_size,
             target=100 * _TARGET_SHARE,
             unit="%",
-            higher_is_better=False,
         ),
         Verdict(
             claim="share of the pictures that each trial had mapped, so that sharing was put to the test",

@@ -36,7 +36,7 @@ from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 from rich.console import Console
 
-from benchmarks.record import Verdict, conclude, spread
+from benchmarks.record import Verdict, at_most, conclude, spread
 from sweeps import cluster, console, run_folder, runner
 from sweeps.flags import Flags
 from sweeps.question import Sweep
@@ -186,12 +186,11 @@ def report(settings: Settings, rounds: Sequence[dict[str, float]]) -> None:
         "trials; the frames are\nwritten every five seconds, not at every result; Tune's own tables are off."
     )
     verdicts = [
-        Verdict(
+        at_most(
             claim=f"added to each of {many} trials",
             measured=added.median,
             target=_TARGET_SECONDS,
             unit="s",
-            higher_is_better=False,
         ),
         Verdict(claim="Tune's defaults over one more trial", measured=gain_later.median, target=_TARGET_GAIN, unit="x"),
     ]
