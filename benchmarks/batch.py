@@ -101,10 +101,12 @@ def one_process(segmenter: Segmenter, files: Sequence[Path], prompts: Sequence[s
         segmenter.segment(images, [prompts] * len(images), options)
 
 
-def start_job(folder: Path, prompts: Sequence[str], output: Path, flags: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+def start_job(
+    pictures: Path | str, prompts: Sequence[str], output: Path | str, flags: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
     """`python serve/batch.py` with its defaults, but for these flags."""
     asked = [word for prompt in prompts for word in ("--prompt", prompt)]
-    command = [sys.executable, str(_BATCH_PROGRAM), str(folder), *asked, *flags, "--output", str(output)]
+    command = [sys.executable, str(_BATCH_PROGRAM), str(pictures), *asked, *flags, "--output", str(output)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 

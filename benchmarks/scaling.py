@@ -11,6 +11,8 @@
   to be on every node.
 - pictures: listing a folder and cutting it into shards, as a batch job begins, and comparing it, as a resumed one does.
   The pictures are empty files: only their names and sizes are read.
+- storage: what a batch job asks of an S3 server, counted: three jobs, of which one has more shards than the first, and
+  one more pictures than the second.
 - requests: light requests to the service (`/healthz`, `/v1/models`), many at once.
 
 All in one process after the other on one machine: the figures are costs, not what a cluster would reach.
@@ -39,7 +41,9 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
+from benchmarks.batch import start_job, write_scenes
 from benchmarks.node_deaths import cluster_of_nodes
+from benchmarks.object_store import BUCKET, object_store
 from benchmarks.record import Verdict, at_most, conclude, spread
 from sweeps import console, run_folder, runner
 from sweeps.flags import Flags
@@ -47,7 +51,7 @@ from sweeps.question import Sweep
 from sweeps.space import Choice
 from sweeps.trial import HISTORY_FILE, TrialSettings
 
-Part = Literal["trials", "reports", "nodes", "pictures", "requests"]
+Part = Literal["trials", "reports", "nodes", "pictures", "storage", "requests"]
 Row = dict[str, float]
 
 _FEW, _MANY = 200, 2000
@@ -59,7 +63,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 class Settings:
     """Flags of the benchmark."""
 
-    parts: tuple[Part, ...] = ("trials", "reports", "nodes", "pictures", "requests")
+    parts: tuple[Part, ...] = ("trials", "reports", "nodes", "pictures", "storage", "requests")
     """What to measure."""
     trials: tuple[int, ...] = (20, 200, 1000, 2000)
     """Numbers of trivial trials."""
@@ -69,6 +73,8 @@ class Settings:
     """Numbers of simulated nodes."""
     pictures: tuple[int, ...] = (1_000, 10_000, 100_000)
     """Numbers of files in the listing."""
+    storage: tuple[tuple[int, int], ...] = ((24, 8), (24, 4), (48, 8))
+    """Pictures, and pictures a shard, of the jobs on S3."""
     requests: tuple[int, ...] = (1, 10, 100, 1000)
     """Numbers of requests at once."""
     output: Path | None = None
@@ -237,6 +243,31 @@ def _files(scratch: Path, count: int) -> list[Path]:
     return list((scratch / f"job-{count}" / "listing").iterdir())
 
 
+def measure_storage(settings: Settings, scratch: Path) -> tuple[list[Row], list[Verdict]]:
+    rows = []
+    with object_store() as store:
+        for number, (pictures, shard_size) in enumerate(settings.storage):
+            folder = scratch / f"pictures-{number}"
+            write_scenes(folder, pictures)
+            store.upload(folder, f"in-{number}")
+            store.requests.clear()
+            output = f"s3://{BUCKET}/out-{number}"
+            flags = (*("--shard-size", str(shard_size)), "--no-refine")
+            process = start_job(f"s3://{BUCKET}/in-{number}", ("star",), output, flags)
+            if process.wait() != 0:
+                raise RuntimeError(f"the job ended with exit code {process.returncode}")
+            reads = sum(store.requests[method] for method in ("GET", "HEAD"))
+            row: Row = {
+                "pictures": pictures,
+                "shards": sum(name.startswith("results/") for name in store.names(f"out-{number}")),
+                "reads": reads,
+                "writes": store.requests.total() - reads,
+            }
+            rows.append(row)
+            say(f"{pictures} pictures on S3", row)
+    return rows, []
+
+
 def measure_requests(settings: Settings, scratch: Path) -> tuple[list[Row], list[Verdict]]:
     from ray import serve
 
@@ -314,6 +345,7 @@ MEASURES: dict[Part, Callable[[Settings, Path], tuple[list[Row], Sequence[Verdic
     "reports": measure_reports,
     "nodes": measure_nodes,
     "pictures": measure_pictures,
+    "storage": measure_storage,
     "requests": measure_requests,
 }
 

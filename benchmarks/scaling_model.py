@@ -58,6 +58,7 @@ class Measured:
 
     trial_s, report_s: the driver's CPU seconds for one more trial, and for one more report with a checkpoint.
     snapshot_bytes: of Tune's record, a trial. listing_s: CPU seconds of the beginning of a batch job, a picture.
+    reads_a_picture, reads_a_shard, writes_a_shard: requests of a batch job to an object store.
     requests_per_second: of the lightest route at the most requests at once.
     """
 
@@ -65,6 +66,9 @@ class Measured:
     report_s: float
     snapshot_bytes: float
     listing_s: float
+    reads_a_picture: float
+    reads_a_shard: float
+    writes_a_shard: float
     requests_per_second: float
 
 
@@ -80,6 +84,8 @@ def measured() -> Measured:
         FileNotFoundError: a part that the model needs has no record.
     """
     trials, reports, pictures, requests = (_needed(part) for part in ("trials", "reports", "pictures", "requests"))
+    first, more_shards, more_pictures = _needed("storage")
+    shards = more_shards["shards"] - first["shards"]
     few, many = trials[-2], trials[-1]
     once, often = reports[0], reports[-1]
     more_reports = once["trials"] * (often["reports"] - once["reports"])
@@ -88,6 +94,10 @@ def measured() -> Measured:
         report_s=max(0.0, often["driver_cpu_seconds"] - once["driver_cpu_seconds"]) / more_reports,
         snapshot_bytes=many["snapshot_bytes"] / many["trials"],
         listing_s=pictures[-1]["begin_cpu_seconds"] / pictures[-1]["pictures"],
+        reads_a_picture=(more_pictures["reads"] - more_shards["reads"])
+        / (more_pictures["pictures"] - more_shards["pictures"]),
+        reads_a_shard=(more_shards["reads"] - first["reads"]) / shards,
+        writes_a_shard=(more_shards["writes"] - first["writes"]) / shards,
         requests_per_second=max(row["per_second"] for row in requests if row["at_once"] == requests[-1]["at_once"]),
     )
 
@@ -149,7 +159,8 @@ def batch_model(a: Assumptions, m: Measured, shards: int) -> list[tuple[str, str
     rate = a.gpus * a.pictures_a_second_and_gpu
     hours = a.pictures / rate / _HOUR
     listing = a.pictures * m.listing_s
-    gets, puts = a.pictures + shards, 3 * shards
+    gets = a.pictures * m.reads_a_picture + shards * m.reads_a_shard
+    puts = shards * m.writes_a_shard
     storage = gets / 1e6 * a.gets_per_million + puts / 1e6 * a.puts_per_million
     return [
         (
@@ -169,7 +180,12 @@ def batch_model(a: Assumptions, m: Measured, shards: int) -> list[tuple[str, str
             f"{a.pictures * a.picture_bytes / 1e12:,.0f} TB",
             f"{rate * a.picture_bytes / _GB:.0f} GB/s",
         ),
-        ("storage operations", f"{(gets + puts) / 1e6:,.1f} million", f"{storage:,.0f} dollars on an object store"),
+        (
+            "storage operations",
+            f"{(gets + puts) / 1e6:,.1f} million",
+            f"{m.reads_a_picture:g} reads a picture, {m.reads_a_shard:g} reads and {m.writes_a_shard:g} writes a shard "
+            f"(measured): {storage:,.0f} dollars on an object store",
+        ),
         ("cost of the GPUs", f"{hours * a.gpus * a.gpu_hour:,.0f} dollars", f"{hours:.2f} h x {a.gpus:,} GPUs"),
     ]
 

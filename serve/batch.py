@@ -63,7 +63,7 @@ def _prepare(flags: Flags) -> tuple[Job, Task, Input]:
     if is_local(source.fs) and is_local(store.fs) and source.files is None:
         inside = Path(store.root).resolve().is_relative_to(Path(source.root).resolve())
         if inside and flags.recursive:
-            raise UsageError(f"the output {store.root} lies within the input {source.root}; give another --output")
+            raise UsageError(f"the output {store.shown()} lies within the input {source.root}; give another --output")
     try:
         model: Any = task.load("cpu")  # workers load it again, where they are; a mistake is known here at once
     except ValueError as problem:
@@ -171,7 +171,7 @@ def _conclude(job: Job) -> None:
         say(f"{counts['unusable']:,} of {counts['pictures']:,} pictures cannot be used: errors.parquet says why")
     if "instances" in counts:
         say(f"{counts['instances']:,} instances in {counts['answered']:,} pictures")
-    say(f"results: {job.store.path(RESULTS)} (beside it batch.json, errors.parquet, instances.json)")
+    say(f"results: {job.store.shown(RESULTS)} (beside it batch.json, errors.parquet, instances.json)")
 
 
 if __name__ == "__main__":

@@ -184,14 +184,14 @@ def attempts_file(run: str, shard: int) -> str:
 def _read_record(store: Store) -> dict[str, Any] | None:
     try:
         if store.fs.isfile(store.root):
-            raise UsageError(f"the output {store.root} is a file; give a folder")
+            raise UsageError(f"the output {store.shown()} is a file; give a folder")
         names = store.names()
     except OSError as error:
-        raise UsageError(f"the output {store.root} cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"the output {store.shown()} cannot be read: {error.strerror or error}") from error
     if RECORD not in names:
         if names:
             raise UsageError(
-                f"the output {store.root} is not empty, and holds no {RECORD} of an earlier run; nothing there is "
+                f"the output {store.shown()} is not empty, and holds no {RECORD} of an earlier run; nothing there is "
                 "overwritten: give another --output"
             )
         return None
@@ -199,9 +199,9 @@ def _read_record(store: Store) -> dict[str, Any] | None:
         record = json.loads(store.read(RECORD))
         version = record["version"]
     except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{store.path(RECORD)} is not of an earlier run ({error}); give another --output") from error
+        raise UsageError(f"{store.shown(RECORD)} is not of an earlier run ({error}); give another --output") from error
     if version != VERSION:
-        raise UsageError(f"{store.path(RECORD)} has version {version}, this code goes on with {VERSION} only")
+        raise UsageError(f"{store.shown(RECORD)} has version {version}, this code goes on with {VERSION} only")
     return record
 
 
@@ -211,7 +211,7 @@ def _refuse_differences(store: Store, there: dict[str, Any], asked: dict[str, An
     ]
     if differences:
         raise UsageError(
-            f"the output {store.root} is that of other settings:\n  "
+            f"the output {store.shown()} is that of other settings:\n  "
             + "\n  ".join(differences)
             + "\nNothing was changed. Give another --output, or the settings of then."
         )
@@ -243,7 +243,7 @@ def _compare_listing(store: Store, known: dict[str, Any], shards: Iterator[list[
         if pictures == known["pictures"]:
             was = f"{pictures:,}, and now as many, but of other names or sizes"
         raise UsageError(
-            f"the input has changed since the output {store.root} was begun: there were {was}. Nothing was "
+            f"the input has changed since the output {store.shown()} was begun: there were {was}. Nothing was "
             "changed; give another --output"
         )
 

@@ -47,6 +47,11 @@ def is_local(fs: AbstractFileSystem) -> bool:
     return isinstance(fs, LocalFileSystem)
 
 
+def _is_object_store(fs: AbstractFileSystem) -> bool:
+    """Whether a file needs no folder to be in: there are none, and making one costs two requests a level."""
+    return isinstance(fs, ArrowFSWrapper)
+
+
 def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
     """The whole file."""
     data: Any = fs.cat_file(path)
@@ -66,6 +71,11 @@ class Store:
 
     def path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"
+
+    def shown(self, name: str = "") -> str:
+        """Where a file or the folder is, as a person would give it: a path on this machine, or a URL."""
+        path = self.path(name).rstrip("/")
+        return path if is_local(self.fs) else self.fs.unstrip_protocol(path)
 
     def exists(self, name: str) -> bool:
         return self.fs.exists(self.path(name))
@@ -108,7 +118,8 @@ class Store:
             with tempfile.TemporaryFile() as file:
                 yield file  # type: ignore[misc]
                 file.seek(0)
-                self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+                if not _is_object_store(self.fs):
+                    self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
                 remote: Any = self.fs.open(target, "wb")
                 with remote:
                     while block := file.read(2**23):

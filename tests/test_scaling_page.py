@@ -16,7 +16,16 @@ from benchmarks.scaling_model import (
     with_tables,
 )
 
-CONSTANTS = Measured(trial_s=0.1, report_s=0.02, snapshot_bytes=9000, listing_s=2e-5, requests_per_second=300)
+CONSTANTS = Measured(
+    trial_s=0.1,
+    report_s=0.02,
+    snapshot_bytes=9000,
+    listing_s=2e-5,
+    reads_a_picture=2,
+    reads_a_shard=12,
+    writes_a_shard=8,
+    requests_per_second=300,
+)
 
 
 def test_the_tables_are_those_of_the_records() -> None:
@@ -52,3 +61,4 @@ def test_the_model_follows_its_constants() -> None:
     assert batch["time on the GPUs"] == "33 minutes"  # 1e8 / (1000 x 50) s
     assert batch["listing before the first picture"] == "33 minutes"  # 1e8 x 20 µs
     assert batch["read from storage"] == "10 TB"
+    assert batch["storage operations"] == "202.0 million"  # 2 x 1e8 + (12 + 8) x 1e5

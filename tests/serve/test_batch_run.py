@@ -15,6 +15,7 @@ import pytest
 from batch_support import PROMPTS, STARTED, parts, results, run, scene_png, start, wait_for_parts, write_hub_parquet
 from batch_support import write_scenes as write
 
+from benchmarks.object_store import BUCKET, object_store
 from benchmarks.process_memory import family
 
 ASKED = tuple(word for prompt in PROMPTS for word in ("--prompt", prompt))
@@ -106,24 +107,47 @@ def test_a_finished_job_is_left_as_it_is_and_other_settings_are_refused(pictures
     assert {file: file.stat().st_mtime_ns for file in undisturbed.rglob("*")} == before
 
 
-def test_parquet_behind_a_url_is_classified_by_the_same_road(checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_parquet_on_s3_is_classified_by_the_same_road(checkpoint_folder: Path, tmp_path: Path) -> None:
     for number in range(2):
         cells = [scene_png(10 * number + row, 32) for row in range(10)]
         write_hub_parquet(tmp_path / f"train-{number}.parquet", cells, rows_a_group=5)
-    done = run(
-        f"file://{tmp_path}/train-*.parquet",
-        *("--image-column", "img", "--id-column", "label", "--classifier", str(checkpoint_folder)),
-        *("--top-k", "2", "--output", f"file://{tmp_path}/classes", "--num-workers", "1"),
-        folder=tmp_path,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    with object_store() as store:
+        store.upload(tmp_path, "tables")
+        done = run(
+            f"s3://{BUCKET}/tables/train-*.parquet",
+            *("--image-column", "img", "--id-column", "label", "--classifier", str(checkpoint_folder)),
+            *("--top-k", "2", "--output", f"s3://{BUCKET}/classes", "--num-workers", "1"),
+            folder=tmp_path,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        store.download("classes", tmp_path / "classes")
     assert not done.stderr  # neither Ray nor the libraries talk between our lines
+    assert f"results: s3://{BUCKET}/classes/results" in done.stdout
     frame = results(tmp_path / "classes")
     assert frame["image_id"].tolist() == list(np.arange(1, 21).repeat(2))
     assert frame["picture"].tolist() == [str(row) for _ in range(2) for row in range(10) for _ in range(2)]
     assert len(pd.read_parquet(tmp_path / "classes" / "errors.parquet")) == 0
     (only,) = json.loads((tmp_path / "classes" / "batch.json").read_text())["runs"]
     assert only["workers"] == 1 and only["cpus_per_worker"] == os.cpu_count()  # no core is left idle
+
+
+@pytest.mark.slow
+def test_killed_on_s3_and_run_again_it_equals_the_undisturbed(
+    pictures: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    with object_store() as store:
+        store.upload(pictures, "pictures")
+        words = (f"s3://{BUCKET}/pictures", *ASKED, "--output", f"s3://{BUCKET}/job", "--shard-size", "4")
+        killed = start(*words, log=tmp_path / "log.txt")
+        while not any(name.startswith("results/") for name in store.names("job")):
+            assert killed.poll() is None, (tmp_path / "log.txt").read_text()
+            time.sleep(0.1)
+        kill(killed)
+        again = run(*words, folder=tmp_path)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "of them done before" in again.stdout
+        store.download("job", tmp_path / "job")
+    assert_equal_outputs(undisturbed, tmp_path / "job")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 from support import TINY, descendants_named, reproducible, run, start, wait_for_checkpoints
 
+from benchmarks.object_store import BUCKET, object_store
 from sweeps import storage
 from sweeps.results import SweepResults, load
 from sweeps.storage import StorageError, patiently, storage_failure
@@ -89,6 +90,23 @@ def test_a_disk_that_is_full_for_a_while_costs_no_epoch(
     ballast.unlink()
     assert process.wait(200) == 0, (tmp_path / "output.txt").read_text()
     check_nothing_was_lost(undisturbed, load(folder))
+
+
+@pytest.mark.slow
+def test_s3_that_does_not_answer_for_a_while_costs_no_epoch(tmp_path: Path, undisturbed: SweepResults) -> None:
+    with object_store() as store:
+        process = start(tmp_path, *SMALL, "--name", "remote", "--storage", f"s3://{BUCKET}/sweeps")
+        while not any(name.endswith("train_state.pt") for name in store.names("sweeps")):
+            assert process.poll() is None, (tmp_path / "output.txt").read_text()
+            time.sleep(0.1)
+        store.end()
+        time.sleep(OUTAGE_S)
+        assert process.poll() is None, (tmp_path / "output.txt").read_text()
+        store.begin()
+        assert process.wait(200) == 0, (tmp_path / "output.txt").read_text()
+    disturbed = load(tmp_path / "results" / "patch_size" / "remote")
+    check_nothing_was_lost(undisturbed, disturbed)
+    assert (disturbed.epochs["attempt"] == 1).all(), "waiting needs no second attempt"
 
 
 def fill(file: Path) -> None:
