@@ -5,6 +5,7 @@ together; its size depends only on where it begins, so that a listing can be cut
 """
 
 import errno
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from serve.batch_flags import UsageError
 from serve.batch_storage import is_local, resolve
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-_SMALLEST_SHARD, _LARGEST_SHARD, _SHARDS_OF_EQUAL_SIZE = 32, 1024, 1024
+_SMALLEST_SHARD, _USUAL_SHARD, _LARGEST_SHARD = 4, 32, 1024
+_SHARDS_OF_A_SMALL_INPUT, _SHARDS_OF_EQUAL_SIZE = 16, 1024
 _GLOB = set("*?[")
 
 
@@ -188,12 +190,19 @@ def cut(groups: Iterator[list[Item]], shard_size: int | None) -> Iterator[list[I
 
     Args:
         shard_size: pictures in one; None for 32, growing with the place in the listing, so that a hundred million
-            pictures are some hundred thousand shards.
+            pictures are some hundred thousand shards, but fewer where there are not sixteen such shards, so that
+            workers end at about the same time.
     """
+    usual = _USUAL_SHARD
+    if shard_size is None:
+        first = list(_until(groups, _SHARDS_OF_A_SMALL_INPUT * _USUAL_SHARD))
+        pictures = sum(map(len, first))
+        usual = min(max(-(-pictures // _SHARDS_OF_A_SMALL_INPUT), _SMALLEST_SHARD), _USUAL_SHARD)
+        groups = itertools.chain(first, groups)
     held: list[Item] = []
     start = 0
     for group in groups:
-        size = shard_size or min(max(start // _SHARDS_OF_EQUAL_SIZE, _SMALLEST_SHARD), _LARGEST_SHARD)
+        size = shard_size or min(max(start // _SHARDS_OF_EQUAL_SIZE, usual), _LARGEST_SHARD)
         if held and len(held) + len(group) > size:
             yield held
             start += len(held)
@@ -207,6 +216,13 @@ def cut(groups: Iterator[list[Item]], shard_size: int | None) -> Iterator[list[I
             held = []
     if held:
         yield held
+
+
+def _until(groups: Iterator[list[Item]], count: int) -> Iterator[list[Item]]:
+    """Groups that have so many items together, or all there are."""
+    while count > 0 and (group := next(groups, None)) is not None:
+        yield group
+        count -= len(group)
 
 
 def holds_bytes(kind: pa.DataType) -> bool:

@@ -24,7 +24,7 @@ from serve.batch_flags import UsageError, command_line
 from serve.batch_input import Input, Item, cut, why_empty
 from serve.batch_storage import Store
 
-VERSION = 1
+VERSION = 2
 RECORD, RESULTS, ERRORS, LISTING, OVERLAYS = "batch.json", "results", "errors", "listing", "overlays"
 _ATTEMPTS = "attempts"
 _SHARDS_A_LISTING_FILE = 1000

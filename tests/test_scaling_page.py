@@ -41,7 +41,7 @@ def test_links_lead_to_files(page: str) -> None:
         assert (file.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(("pictures", "shards"), [(1, 1), (32, 1), (33, 2), (3200, 100)])
+@pytest.mark.parametrize(("pictures", "shards"), [(1, 1), (33, 9), (512, 16), (3200, 100)])
 def test_shards_are_counted_as_they_are_cut(pictures: int, shards: int) -> None:
     assert shards_of(pictures) == shards
 

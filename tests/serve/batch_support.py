@@ -49,11 +49,14 @@ def command(*flags: str) -> list[str]:
     return [sys.executable, str(ROOT / "serve" / "batch.py"), *flags]
 
 
-def start(*flags: str, log: Path) -> subprocess.Popen[str]:
-    """Start a job in a session of its own; its output goes to the file."""
+def start(*flags: str, log: Path, before: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Start a job in a session of its own; its output goes to the file.
+
+    before: words before the command, such as those that run it on another host.
+    """
     with log.open("a") as output:
         process = subprocess.Popen(
-            command(*flags),
+            [*before, *command(*flags)],
             cwd=log.parent,
             stdout=output,
             stderr=output,

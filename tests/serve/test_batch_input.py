@@ -105,6 +105,14 @@ def test_shards_grow_with_the_listing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("pictures", "sizes"), [(3, [3]), (9, [4, 4, 1]), (100, [7] * 14 + [2]), (500, [32] * 15 + [20])]
+)
+def test_a_small_listing_is_cut_so_that_workers_end_together(pictures: int, sizes: list[int]) -> None:
+    groups = ([Item(b"%d" % number, -1, 1)] for number in range(pictures))
+    assert [len(shard) for shard in cut(groups, None)] == sizes
+
+
+@pytest.mark.parametrize(
     ("name", "expected"),
     [("nothing", "there is no file or folder"), ("*.png", "nothing matches"), ("s3x://bucket", "cannot be opened")],
 )

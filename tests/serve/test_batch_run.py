@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from batch_support import PROMPTS, STARTED, parts, results, run, scene_png, start, wait_for_parts, write_hub_parquet
 from batch_support import write_scenes as write
+from hosts import ray_cluster
 
 from benchmarks.object_store import BUCKET, object_store
 from benchmarks.process_memory import family
@@ -242,6 +243,20 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     wait_for_parts(output, 1, process)
     os.kill(_worker(), signal.SIGKILL)
     assert process.wait(250) == 0, log.read_text()
+    assert_equal_outputs(undisturbed, output)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_host_that_the_network_loses_costs_no_picture(pictures: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Its worker goes on for a while, and another host does its shards; there is none to take its place."""
+    output, log = tmp_path / "job", tmp_path / "log.txt"
+    words = (str(pictures), *ASKED, "--output", str(output), "--shard-size", "2")
+    with ray_cluster(2) as (head, workers, address):
+        process = start(*words, "--address", address, log=log, before=head.command())
+        wait_for_parts(output, 1, process)
+        workers[0].cut()
+        assert process.wait(900) == 0, log.read_text()
     assert_equal_outputs(undisturbed, output)
 
 

@@ -28,11 +28,16 @@ def command(*flags: str, program: Path = ROOT / "sweeps" / "patch_size.py") -> l
     return [sys.executable, str(program), *flags]
 
 
-def start(folder: Path, *flags: str, program: Path = ROOT / "sweeps" / "patch_size.py") -> subprocess.Popen[str]:
-    """Start a sweep in `folder`, in a session of its own; its output goes to `output.txt` there."""
+def start(
+    folder: Path, *flags: str, program: Path = ROOT / "sweeps" / "patch_size.py", before: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Start a sweep in `folder`, in a session of its own; its output goes to `output.txt` there.
+
+    before: words before the command, such as those that run it on another host.
+    """
     with (folder / "output.txt").open("a") as output:
         process = subprocess.Popen(
-            command(*flags, program=program),
+            [*before, *command(*flags, program=program)],
             cwd=folder,
             stdout=output,
             stderr=output,

@@ -13,9 +13,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from support import ROOT, TINY, descendants_named, start
+from hosts import ray_cluster
+from support import FEWER, ROOT, TINY, descendants_named, run, start, wait_for_checkpoints
 
-from benchmarks.node_deaths import check_resumed
+from benchmarks.node_deaths import check_resumed, check_same, saved_epochs
 from sweeps.results import SweepResults, load
 from sweeps.runner import MAX_MACHINE_FAILURES
 
@@ -64,6 +65,25 @@ def test_nodes_killed_at_ten_random_moments_change_no_number(tmp_path: Path) -> 
     kills = kill_nodes(tmp_path / "record.json")
     assert len(kills) == 10
     assert sum(kill["interrupted"] > 0 for kill in kills) >= 5, "most kills must strike a trial at work"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_node_that_the_network_loses_changes_no_number(tmp_path: Path) -> None:
+    """It goes on with its trial for a while, and writes to storage, beside the one that takes its place."""
+    whole = run(tmp_path, *FEWER, "--name", "whole")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    results = tmp_path / "results" / "patch_size"
+    with ray_cluster(2) as (head, workers, address):
+        process = start(tmp_path, *FEWER, "--name", "cut", "--address", address, before=head.command())
+        wait_for_checkpoints(results / "cut", 1)
+        saved = saved_epochs(results / "cut")
+        workers[0].cut()
+        assert process.wait(900) == 0, (tmp_path / "output.txt").read_text()
+    cut = load(results / "cut")
+    check_same(load(results / "whole"), cut)
+    check_resumed(cut, saved)
+    assert (cut.trials["attempt"] > 1).any(), "no trial was lost"
 
 
 def test_a_trial_begun_again_from_nothing_would_be_noticed(tmp_path: Path) -> None:
