@@ -3,6 +3,7 @@
 Linux's network namespaces, behind one switch that leads nowhere else; making them needs root.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -64,7 +65,6 @@ def hosts(count: int) -> Iterator[list[Host]]:
         yield made
     finally:
         for host in made:
-            _end_all(host)
             _ip("netns", "delete", host.name)
         _ip("netns", "delete", switch)
 
@@ -78,27 +78,28 @@ def ray_cluster(num_workers: int) -> Iterator[tuple[Host, list[Host], str]]:
         start = (ray, "start", "--block", "--disable-usage-stats", "--object-store-memory", "80000000")
         as_head = ("--head", "--port", str(_RAY_PORT), "--num-cpus", "0", "--include-dashboard", "false")
         as_worker = ("--address", address, "--num-cpus", "1")
-        with (Path(folder) / "ray.txt").open("w") as log:
-            for host in (head, *workers):
+        told = Path(folder) / "ray.txt"
+        with told.open("w") as log, contextlib.ExitStack() as started:
+            # One after the other: on files that they share they would take the same names.
+            for number, host in enumerate((head, *workers), start=1):
                 words = (*as_head, "--temp-dir", folder) if host is head else as_worker
-                subprocess.Popen(
-                    host.command(*start, "--node-ip-address", host.address, *words), stdout=log, stderr=log
-                )
-                if host is head:
-                    _wait(head, address, 1)
-            _wait(head, address, 1 + num_workers)
+                command = host.command(*start, "--node-ip-address", host.address, *words)
+                process = subprocess.Popen(command, stdout=log, stderr=log)
+                started.callback(process.wait)
+                started.callback(_end_all, host)
+                _wait(head, address, number, told)
             yield head, workers, address
 
 
-def _wait(head: Host, address: str, num_nodes: int) -> None:
-    """Until so many nodes are alive."""
+def _wait(head: Host, address: str, num_nodes: int, told: Path) -> None:
+    """Until so many nodes are alive. told: what Ray has said."""
     program = f"import ray; ray.init({address!r}, log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
     deadline = time.monotonic() + _SECONDS_TO_START
     while True:
         asked = subprocess.run(head.command(sys.executable, "-c", program), capture_output=True, text=True)
         if asked.stdout.strip() == str(num_nodes):
             return
-        assert time.monotonic() < deadline, asked.stdout + asked.stderr
+        assert time.monotonic() < deadline, asked.stdout + asked.stderr + told.read_text()
         time.sleep(1)
 
 
