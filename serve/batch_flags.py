@@ -71,7 +71,7 @@ class Flags:
     """Larger pictures are reported, not read."""
     batch_size: int = 16
     """Pictures that go through the models at once: fewer take less memory."""
-    shard_size: Annotated[int | None, _optional("N", "32, slowly growing to 1,024; fewer in an input of a few hundred")] = None
+    shard_size: Annotated[int | None, _optional("N", "32, growing to 1,024; fewer of a few hundred")] = None
     """Pictures that are written together: what is lost, at most, a worker, when the job is stopped."""
     num_workers: Annotated[int | None, _optional("N", "all that the cluster has room for")] = None
     """Processes with a copy of the models each."""

@@ -1,7 +1,8 @@
 """What is to be read: folders, globs and parquet files as one sorted listing, cut into shards.
 
 The listing is a function of the input alone, and is never held in memory as a whole. A shard is what is written
-together; its size depends only on where it begins, so that a listing can be cut while it is read.
+together; beyond the first few hundred pictures its size depends only on where it begins, so that a listing can be cut
+while it is read.
 """
 
 import errno
