@@ -110,7 +110,7 @@ def _resources(settings: Settings, num_cpus: float, num_gpus: float) -> dict[str
     options: dict[str, Any] = {
         # Admission is the ingress's affair: what was let in goes to a replica at once, to find company there. At the
         # limit Serve's router would try again only now and then.
-        "max_ongoing_requests": 2 * settings.max_queued,
+        "max_ongoing_requests": 2 * settings.max_in_hand,
         "logging_config": _LOGGING,
         "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus},
         # What a replica has in hand when it is to stop, it answers.

@@ -63,7 +63,7 @@ def create_app(
         version="1",
         description="Vision transformers over HTTP: text-prompted segmentation, and classification.",
     )
-    app.state.admissions = {path: Admission(settings.max_queued) for path in ("/v1/classify", "/v1/segment")}
+    app.state.admissions = {path: Admission(settings.max_in_hand) for path in ("/v1/classify", "/v1/segment")}
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
     app.add_middleware(

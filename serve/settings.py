@@ -113,11 +113,13 @@ class Settings(BaseModel):
         description="Threads of a replica of the segmentation models. Default: the machine's cores, at most 8, shared "
         "by the replicas on it.",
     )
-    max_queued: int = Field(
-        default=64,
+    max_queued: int | None = Field(
+        default=None,
         ge=1,
         le=10_000,
-        description="Most requests to one route that an ingress replica has in hand; it answers 503 beyond them.",
+        description="Most requests to one route that an ingress replica has in hand; it answers 503 beyond them. "
+        "Default: two full batches for each copy of the models, one at work and one to follow it: more would only "
+        "wait longer.",
     )
     max_upload_mb: float = Field(default=20, gt=0, le=1024, description="Largest request body, in MiB.")
     max_pixels: int = Field(
@@ -145,6 +147,11 @@ class Settings(BaseModel):
         description="Time, in seconds, to answer a request in; a request may ask for less by the header "
         "X-Request-Timeout-Seconds.",
     )
+
+    @property
+    def max_in_hand(self) -> int:
+        """`max_queued`, or its default."""
+        return self.max_queued or 2 * self.max_batch_size * (self.max_replicas or self.replicas)
 
     @property
     def max_upload_bytes(self) -> int:
