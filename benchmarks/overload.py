@@ -167,7 +167,7 @@ def overload(settings: Overload) -> None:
         f"{len(refused)} refused ({len(refused) / len(load.sent):.0%}); by status {dict(by_status)}\n"
         f"refusals, ms: {refusals}; answers, ms: {_percentiles(answered)}\n"
         f"as before after {recovered:.1f} s; the load took {load.cpu_share:.0%} of a core\n"
-        f"memory at most {sum(before.values()):.0f} MB at the sustained rate, {sum(during.values()):.0f} MB under overload"
+        f"memory at most {sum(before.values()):.0f} MB, then {sum(during.values()):.0f} MB"
     )
     verdicts = [
         at_most("95% of refusals within", refusals.get("p95", 0.0), 250, "ms"),

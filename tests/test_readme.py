@@ -79,6 +79,8 @@ def test_throughputs_are_the_records() -> None:
         )
     overload = json.loads((ROOT / "docs/records/serving/overload.json").read_text())
     assert f"refused in {overload['refusals_ms']['p95']:.0f} ms" in README
+    share = next(one["measured"] for one in overload["verdicts"] if one["claim"].startswith("answered"))
+    assert f"{share:.0f}% of the sustainable rate" in README
 
 
 def test_there_are_records() -> None:
