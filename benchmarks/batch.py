@@ -114,10 +114,15 @@ def start_job(
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
-def figures_of(process: subprocess.Popen[bytes], output: Path) -> dict[str, Any]:
-    """What the job noted about itself, once it has ended well."""
+def wait_well(process: subprocess.Popen[bytes]) -> None:
+    """Until the job has ended; raises RuntimeError if it did not end well."""
     if process.wait() != 0:
         raise RuntimeError(f"the job ended with exit code {process.returncode}")
+
+
+def figures_of(process: subprocess.Popen[bytes], output: Path) -> dict[str, Any]:
+    """What the job noted about itself, once it has ended well."""
+    wait_well(process)
     (run,) = json.loads((output / "batch.json").read_text())["runs"]
     return {name: run[name] for name in ("pictures", "seconds", "startup_s", "pictures_per_s", "workers")}
 

@@ -41,7 +41,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from benchmarks.batch import start_job, write_scenes
+from benchmarks.batch import start_job, wait_well, write_scenes
 from benchmarks.node_deaths import cluster_of_nodes
 from benchmarks.object_store import BUCKET, object_store
 from benchmarks.record import Verdict, at_most, conclude, spread
@@ -253,9 +253,7 @@ def measure_storage(settings: Settings, scratch: Path) -> tuple[list[Row], list[
             store.requests.clear()
             output = f"s3://{BUCKET}/out-{number}"
             flags = (*("--shard-size", str(shard_size)), "--no-refine")
-            process = start_job(f"s3://{BUCKET}/in-{number}", ("star",), output, flags)
-            if process.wait() != 0:
-                raise RuntimeError(f"the job ended with exit code {process.returncode}")
+            wait_well(start_job(f"s3://{BUCKET}/in-{number}", ("star",), output, flags))
             reads = sum(store.requests[method] for method in ("GET", "HEAD"))
             row: Row = {
                 "pictures": pictures,
