@@ -3,7 +3,7 @@
     python -m benchmarks.batch
     python -m benchmarks.batch --parts speed --rounds 5 --output docs/records/benchmarks/batch.json
     python -m benchmarks.batch --parts memory --memory-pictures 500 2000
-    python -m benchmarks.batch --parts speed --models full-size --pictures 32 --prompts 3 --rounds 1
+    python -m benchmarks.batch --parts speed --models full-size --pictures 16 --prompts 3 --rounds 1
     python -m benchmarks.batch --parts speed --models full-size --pictures 33 --prompts 1 --against one_process
 
 Generated scenes of 256x256 pixels as PNG files, and the demo weights; or for speed, models of the public checkpoints'

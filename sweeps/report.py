@@ -6,14 +6,13 @@ python -m sweeps.report results/patch_size/latest      # write it again
 import html
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 
-from sweeps.figures import draw_all, importance
 from sweeps.results import Level, ResultsError, SweepResults, differences, levels, load
 
 Answer = Callable[[Sequence[Level]], str]
@@ -21,8 +20,11 @@ Answer = Callable[[Sequence[Level]], str]
 
 def render(results: SweepResults, answer: Answer) -> None:
     """Write `report.md`, `report.html` and `figures/` into the results folder."""
+    # Not at the top: what draws takes seconds to load, and whoever asks for --help has nothing to draw.
+    from sweeps.figures import draw_all, importance
+
     figures = draw_all(results, results.folder / "figures")
-    content = _content(results, answer)
+    content = _content(results, answer, importance(results))
     (results.folder / "report.md").write_text(_MARKDOWN.render(**content, figures=figures))
     (results.folder / "report.html").write_text(_HTML.render(**content, figures=figures))
 
@@ -92,7 +94,7 @@ def _mean_and_spread(mean: float, std: float) -> str:
     return f"{100 * mean:.2f}" if std != std else f"{100 * mean:.2f} ± {100 * std:.2f}"
 
 
-def _content(results: SweepResults, answer: Answer) -> dict[str, Any]:
+def _content(results: SweepResults, answer: Answer, importance: Mapping[str, float]) -> dict[str, Any]:
     sweep, trials = results.sweep, results.trials
     headings, rows = summary_rows(results)
     shown = ["trial", "status", "val_accuracy", "test_accuracy", "train_flops", "images_seen", "wall_s", "error"]
@@ -108,7 +110,7 @@ def _content(results: SweepResults, answer: Answer) -> dict[str, Any]:
             f"{trials['cpu_s'].sum() / 3600:.2f} CPU hours"
         ),
         "counts": ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items()),
-        "importance": sorted(importance(results).items(), key=lambda item: -item[1]),
+        "importance": sorted(importance.items(), key=lambda item: -item[1]),
         "trials": (shown, [[_cell(v) for v in row] for row in every.itertuples(index=False)]),
         "dataset": sweep["dataset"],
         "command": sweep["command"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import scipy.stats
+from scipy.special import stdtrit
 
 TRIALS_FILE, EPOCHS_FILE, SWEEP_FILE = "trials.parquet", "epochs.parquet", "sweep.json"
 
@@ -202,7 +202,7 @@ def differences(found: Sequence[Level], reference: Any) -> list[Difference]:
     repeated = [level for level in found if level.n > 1]
     freedom = sum(level.n - 1 for level in repeated)
     variance = sum((level.n - 1) * level.test_std**2 for level in repeated) / freedom if freedom else math.nan
-    quantile = float(scipy.stats.t.ppf(0.975, freedom)) if freedom else math.nan
+    quantile = float(stdtrit(freedom, 0.975)) if freedom else math.nan
     result = []
     for level in found:
         if level is base:
