@@ -16,13 +16,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import httpx
+import aiohttp
 
 # In the place of a status, where the connection broke.
 BROKEN = 0
 TIMEOUT_S = 120.0
+_OK = 200
 # After a refusal, as a client would: or those that are refused at once would outnumber all others.
 _PAUSE_S = 0.1
+_UNLIMITED = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +88,7 @@ def steady(load: Load, concurrency: int) -> tuple[float, list[float]]:
         RuntimeError: a request was not answered with 200.
         ValueError: the loop was hardly ever full.
     """
-    if wrong := [one for one in load.sent if one.status != httpx.codes.OK]:
+    if wrong := [one for one in load.sent if one.status != _OK]:
         raise RuntimeError(f"{len(wrong)} of {len(load.sent)} requests failed, the first with {wrong[0].status}")
     full = sorted(one.ended for one in load.sent)[concurrency - 1]
     over = max(one.began for one in load.sent)
@@ -141,7 +143,7 @@ async def _loop(url: str, concurrency: int, next_body: Callable[[float], Body | 
         while body := next_body(sender.now()):
             one = await sender.send(body)
             sent.append(one)
-            if one.status != httpx.codes.OK:
+            if one.status != _OK:
                 await asyncio.sleep(_PAUSE_S)
 
     async def workers(sender: "_Sender") -> None:
@@ -167,14 +169,15 @@ async def _open_loop(url: str, bodies: Sequence[Body], rate: float, seconds: flo
             due += rng.expovariate(rate)
         await asyncio.gather(*on_their_way)
 
-    return await _measured(url, None, sent, arrivals)
+    return await _measured(url, _UNLIMITED, sent, arrivals)
 
 
 async def _measured(
-    url: str, connections: int | None, sent: list[Sent], work: Callable[["_Sender"], Awaitable[None]]
+    url: str, connections: int, sent: list[Sent], work: Callable[["_Sender"], Awaitable[None]]
 ) -> Load:
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-    async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits, trust_env=False) as client:
+    # The lightest client there is: its own time counts as the service's.
+    connector = aiohttp.TCPConnector(limit=connections)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(TIMEOUT_S)) as client:
         by_the_wall, cpu, started = time.time(), time.process_time(), time.perf_counter()
         await work(_Sender(client, url, started))
         share = (time.process_time() - cpu) / (time.perf_counter() - started)
@@ -182,7 +185,7 @@ async def _measured(
 
 
 class _Sender:
-    def __init__(self, client: httpx.AsyncClient, url: str, started: float) -> None:
+    def __init__(self, client: aiohttp.ClientSession, url: str, started: float) -> None:
         self._client, self._url, self._started = client, url, started
 
     def now(self) -> float:
@@ -191,16 +194,17 @@ class _Sender:
     async def send(self, body: Body) -> Sent:
         began = self.now()
         try:
-            response = await self._client.post(
-                self._url, content=body.content, headers={"Content-Type": body.content_type}
-            )
-        except httpx.TransportError:
+            async with self._client.post(
+                self._url, data=body.content, headers={"Content-Type": body.content_type}
+            ) as response:
+                await response.read()
+        except (aiohttp.ClientError, TimeoutError):
             return Sent(began=began, ended=self.now(), status=BROKEN)
         return Sent(
             began=began,
             ended=self.now(),
-            status=response.status_code,
-            has_retry_after="retry-after" in response.headers,
+            status=response.status,
+            has_retry_after="Retry-After" in response.headers,
         )
 
 

@@ -18,7 +18,7 @@ from core.runtime import describe_machine, source_commit
 from sweeps.flags import Flags, UsageError, command_line
 from sweeps.question import Resolved, Sweep, with_defaults
 from sweeps.results import EPOCHS_FILE, SWEEP_FILE, TRIALS_FILE, write_frame, write_json
-from sweeps.storage import upload
+from sweeps.storage import download, remove, upload
 from sweeps.trial import copy_checkpoint
 
 
@@ -26,8 +26,8 @@ from sweeps.trial import copy_checkpoint
 class RunFolder:
     """One run: its folder `STORAGE/SWEEP/NAME`, its flags with all defaults filled in, and its record `sweep.json`.
 
-    Where STORAGE is a URI the trials are kept under it and the folder itself under `results/`; `publish` copies the
-    rest there as well.
+    Where STORAGE is a URI the trials are kept under it and the folder itself under `results/`. The record is there too
+    from the beginning, so that `--resume URI` can begin from it on any machine; `publish` copies the rest at the end.
     """
 
     path: Path
@@ -96,6 +96,21 @@ class RunFolder:
         if not self.keeps_trials_here:
             upload(self.path, self.storage)
 
+    def share(self) -> None:
+        """Copy the record beside the trials where those are kept under a URI.
+
+        Raises:
+            UsageError: it cannot be written there.
+        """
+        if self.keeps_trials_here:
+            return
+        with tempfile.TemporaryDirectory() as alone:
+            write_json(self.record, Path(alone) / SWEEP_FILE)
+            try:
+                upload(Path(alone), self.storage)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"results cannot be written to {self.storage}: {error}; see --storage") from error
+
     def check_free_space(self, num_trials: int, num_params: int) -> None:
         """Refuse to start what cannot be kept.
 
@@ -114,8 +129,11 @@ class RunFolder:
             )
 
     def discard(self) -> None:
-        """Remove the folder of a run that did not start."""
+        """Remove the folder of a run that did not start, and its record elsewhere."""
         shutil.rmtree(self.path, ignore_errors=True)
+        if not self.keeps_trials_here:
+            with contextlib.suppress(OSError, ValueError):
+                remove(f"{self.storage}/{SWEEP_FILE}")
 
     def _write_record(self, status: str) -> None:
         self.record["status"] = status
@@ -173,10 +191,16 @@ def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path / SWEEP_FILE} is damaged: {error}") from error
     places = {name: getattr(flags, name) for name in ("address", "data_root", "study_url") if getattr(flags, name)}
-    return RunFolder(path=path, flags=dataclasses.replace(kept, **places), record=record)
+    run = RunFolder(path=path, flags=dataclasses.replace(kept, **places), record=record)
+    named = str(flags.resume).rstrip("/")
+    if _is_uri(named) and run.storage != named:
+        raise UsageError(f"{path} is of another run than {named}: its trials are at {run.storage}; move it away first")
+    return run
 
 
 def _find(sweep: Sweep, flags: Flags) -> Path:
+    if _is_uri(str(flags.resume)):
+        return _fetch(sweep, str(flags.resume).rstrip("/"))
     path = Path(str(flags.resume)).expanduser()
     if flags.resume == "latest":
         path = _local_root(flags.storage) / sweep.name / "latest"
@@ -184,6 +208,19 @@ def _find(sweep: Sweep, flags: Flags) -> Path:
         raise UsageError(f"there is nothing to resume: {path} is not a folder")
     # The run's own name reads better in messages, and stays right when `latest` moves on.
     return path.parent / path.resolve().name if path.is_symlink() else path
+
+
+def _fetch(sweep: Sweep, uri: str) -> Path:
+    """The local folder of a run whose trials are kept under a URI; made, on a machine that does not have it."""
+    path = _local_root(uri) / sweep.name / uri.rpartition("/")[2]
+    if not path.exists():
+        path.mkdir(parents=True)
+        try:
+            download(f"{uri}/{SWEEP_FILE}", path / SWEEP_FILE)
+        except (OSError, ValueError) as error:
+            shutil.rmtree(path)
+            raise UsageError(f"there is nothing to resume: {uri}/{SWEEP_FILE} cannot be read: {error}") from error
+    return path
 
 
 def _local_root(storage: str) -> Path:

@@ -128,6 +128,12 @@ def upload(folder: Path, target: str) -> None:
 
 
 def download(source: str, target: Path) -> None:
-    """Copy a folder from a path or URI to a local one."""
+    """Copy a file or folder from a path or URI to a local one."""
     filesystem, root = filesystem_of(source)
     pyarrow.fs.copy_files(root, str(target), source_filesystem=filesystem, destination_filesystem=_LOCAL)
+
+
+def remove(file: str) -> None:
+    """Delete a file at a path or URI."""
+    filesystem, path = filesystem_of(file)
+    filesystem.delete_file(path)

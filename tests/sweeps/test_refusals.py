@@ -64,6 +64,27 @@ def test_resuming_what_is_not_a_sweep_is_refused(capsys: pytest.CaptureFixture[s
     assert "sweep.json is damaged" in refused(capsys, resume=str(tmp_path))
 
 
+def test_resuming_from_a_uri_that_has_no_such_run_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    uri = f"file://{tmp_path}/bucket/patch_size/mine"
+    assert f"there is nothing to resume: {uri}/sweep.json cannot be read: " in refused(capsys, resume=uri)
+    assert "there is nothing to resume: nosuch://bucket/run" in refused(capsys, resume="nosuch://bucket/run")
+    assert not list(Path("results/patch_size").iterdir())
+    here = Path("results/patch_size/mine")
+    here.mkdir()
+    flags = {**dataclasses.asdict(Flags()), "storage": "s3://other"}
+    (here / "sweep.json").write_text(json.dumps({"sweep": "patch_size", "flags": flags}))
+    message = refused(capsys, resume=uri)
+    assert f"is of another run than {uri}: its trials are at s3://other/patch_size/mine; move it away" in message
+
+
+def test_a_uri_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, storage="file:///proc/nowhere/")
+    assert "results cannot be written to file:///proc/nowhere/patch_size/" in message and "--storage" in message
+    assert not list(Path("results/patch_size").iterdir())
+
+
 def test_a_taken_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("results/patch_size/mine").mkdir(parents=True)
     message = refused(capsys, name="mine")
@@ -94,6 +115,10 @@ def test_a_cluster_that_cannot_be_reached_or_is_too_small_is_refused_at_once(tmp
     nowhere = run(tmp_path, *TINY, "--address", "127.0.0.1:9")
     assert nowhere.returncode == 2, nowhere.stderr
     assert "the Ray cluster at 127.0.0.1:9 cannot be joined" in nowhere.stderr
+    bucket = tmp_path / "bucket"
+    nowhere = run(tmp_path, *TINY, "--address", "127.0.0.1:9", "--storage", f"file://{bucket}")
+    assert nowhere.returncode == 2, nowhere.stderr
+    assert not [path for path in bucket.rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pandas.testing import assert_frame_equal
-from support import TINY, descendants_named, reproducible, run, start, wait_for_checkpoints
+from support import TINY, descendants_named, kill, reproducible, run, start, wait_for_checkpoints
 
 from benchmarks.object_store import BUCKET, object_store
 from sweeps import storage
@@ -35,6 +35,7 @@ def check_nothing_was_lost(undisturbed: SweepResults, disturbed: SweepResults) -
     assert_frame_equal(reproducible(undisturbed.epochs), reproducible(disturbed.epochs))
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_gone_for_a_while_costs_no_epoch(tmp_path: Path, undisturbed: SweepResults) -> None:
     process = start(tmp_path, *SMALL, "--name", "faulty")
     folder = tmp_path / "results" / "patch_size" / "faulty"
@@ -107,6 +108,25 @@ def test_s3_that_does_not_answer_for_a_while_costs_no_epoch(tmp_path: Path, undi
     disturbed = load(tmp_path / "results" / "patch_size" / "remote")
     check_nothing_was_lost(undisturbed, disturbed)
     assert (disturbed.epochs["attempt"] == 1).all(), "waiting needs no second attempt"
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_takes_nothing_along_that_is_on_s3(tmp_path: Path, undisturbed: SweepResults) -> None:
+    lost, other = tmp_path / "lost", tmp_path / "other"
+    lost.mkdir()
+    other.mkdir()
+    with object_store() as store:
+        process = start(lost, *SMALL, "--name", "remote", "--storage", f"s3://{BUCKET}/sweeps")
+        while not any(name.endswith("train_state.pt") for name in store.names("sweeps")):
+            assert process.poll() is None, (lost / "output.txt").read_text()
+            time.sleep(0.1)
+        kill(process)
+        shutil.rmtree(lost)
+        done = run(other, "--resume", f"s3://{BUCKET}/sweeps/patch_size/remote")
+        assert done.returncode == 0, done.stdout + done.stderr
+    resumed = load(other / "results" / "patch_size" / "remote")
+    check_nothing_was_lost(undisturbed, resumed)
+    assert (resumed.epochs["attempt"] > 1).any(), "nothing was resumed"
 
 
 def fill(file: Path) -> None:
