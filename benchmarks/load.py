@@ -172,9 +172,7 @@ async def _open_loop(url: str, bodies: Sequence[Body], rate: float, seconds: flo
     return await _measured(url, _UNLIMITED, sent, arrivals)
 
 
-async def _measured(
-    url: str, connections: int, sent: list[Sent], work: Callable[["_Sender"], Awaitable[None]]
-) -> Load:
+async def _measured(url: str, connections: int, sent: list[Sent], work: Callable[["_Sender"], Awaitable[None]]) -> Load:
     # The lightest client there is: its own time counts as the service's.
     connector = aiohttp.TCPConnector(limit=connections)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(TIMEOUT_S)) as client:

@@ -120,7 +120,7 @@ def saved_epochs(folder: Path) -> dict[str, int]:
     return numbers
 
 
-def wait_for_checkpoints(folder: Path, process: subprocess.Popen[str], count: int, seconds: float = 120) -> None:
+def wait_for_checkpoints(folder: Path, process: subprocess.Popen[str], count: int, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while sum(saved_epochs(folder).values()) < count:
         if time.monotonic() > deadline or process.poll() is not None:

@@ -27,7 +27,7 @@ _LOG = logging.getLogger("ray.serve")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _MIN_KEY_CHARACTERS = 16
 # Serve's proxy reads the same header, and when the time has passed answers by itself, in plain text: be there before.
-_AHEAD_SHARE, _AHEAD_S = 0.25, 0.25
+_AHEAD_SHARE, _AHEAD_S = 0.4, 0.5
 
 
 @dataclass(slots=True)

@@ -10,7 +10,6 @@ import optuna
 import pandas as pd
 from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from sweeps.results import SweepResults, finalists
 
@@ -49,6 +48,9 @@ def importance(results: SweepResults) -> dict[str, float]:
     names = [c for c, values in columns.items() if values.nunique() > 1]
     if len(names) < 2 or len(done) < 8:
         return {}
+    # scikit-learn comes with it, and takes a second to load.
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
     points = [dict(zip(names, row, strict=True)) for row in zip(*(columns[name] for name in names), strict=True)]
     known: dict[str, BaseDistribution] = {
         name: FloatDistribution(columns[name].min(), columns[name].max())

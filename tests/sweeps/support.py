@@ -76,7 +76,7 @@ def reproducible(frame: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     return frame.drop(columns=[c for c in (*RUN_SPECIFIC_COLUMNS, *also) if c in frame])
 
 
-def wait_for_checkpoints(folder: Path, count: int, seconds: float = 120) -> None:
+def wait_for_checkpoints(folder: Path, count: int, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while len(list(folder.glob("trials/*/checkpoint_*/train_state.pt"))) < count:
         assert time.monotonic() < deadline, "no checkpoints appeared"

@@ -98,7 +98,7 @@ def test_a_trial_begun_again_from_nothing_would_be_noticed(tmp_path: Path) -> No
         check_resumed(results([2, 2, 2]), {"a": 1})
 
 
-def wait_for_epoch(folder: Path, epoch: int, seconds: float = 120) -> None:
+def wait_for_epoch(folder: Path, epoch: int, seconds: float = 600) -> None:
     """Until a checkpoint of that epoch or a later one is in storage."""
     deadline = time.monotonic() + seconds
     while True:

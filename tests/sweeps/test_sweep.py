@@ -176,7 +176,7 @@ def test_a_torn_snapshot_costs_a_grid_nothing(tmp_path: Path) -> None:
 
 def test_optuna_with_asha_confirms_its_finalists(tmp_path: Path) -> None:
     flags = ("--search", "optuna", "--scheduler", "asha", "--num-samples", "10", "--seeds", "2", "--name", "searched")
-    done = run(tmp_path, *TINY, "--budget", "1e10", *flags)
+    done = run(tmp_path, *TINY, "--vary", "patch_size=8,16", "--budget", "1e10", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     results = load(tmp_path / "results" / "patch_size" / "searched")
     searched = results.trials[results.trials["checkpoint"].str.startswith("trials/")]
