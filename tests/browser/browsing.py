@@ -77,13 +77,18 @@ def saved_json(page: Page) -> dict[str, Any]:
 
 
 def canvas(page: Page) -> np.ndarray:
-    """What the canvas shows, RGB, at the canvas's own size."""
+    """What the canvas shows, RGB, at the canvas's own size; waits for the picture, which takes a while to decode."""
     data = page.evaluate(
-        """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
-            const { width, height } = document.getElementById("canvas");
-            const shown = document.getElementById("canvas").getContext("2d").getImageData(0, 0, width, height);
-            done({ width, height, text: new Uint8Array(shown.data.buffer).toBase64() });
-        })))"""
+        """() => new Promise((done) => {
+            const look = () => {
+                const { width, height } = document.getElementById("canvas");
+                const shown = document.getElementById("canvas").getContext("2d").getImageData(0, 0, width, height);
+                const isDrawn = shown.data.some((value, index) => index % 4 === 3 && value > 0);
+                if (isDrawn) done({ width, height, text: new Uint8Array(shown.data.buffer).toBase64() });
+                else requestAnimationFrame(look);
+            };
+            requestAnimationFrame(() => requestAnimationFrame(look));
+        })"""
     )
     pixels = np.frombuffer(base64.b64decode(data["text"]), np.uint8)
     return pixels.reshape(data["height"], data["width"], 4)[..., :3]
