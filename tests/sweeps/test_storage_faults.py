@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 from support import TINY, descendants_named, kill, reproducible, run, start, wait_for_checkpoints
 
-from benchmarks.object_store import BUCKET, object_store
+from benchmarks.object_store import BUCKET, ObjectStore, object_store
 from sweeps import storage
 from sweeps.results import SweepResults, load
 from sweeps.storage import StorageError, patiently, storage_failure
@@ -97,9 +98,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_epoch(
 def test_s3_that_does_not_answer_for_a_while_costs_no_epoch(tmp_path: Path, undisturbed: SweepResults) -> None:
     with object_store() as store:
         process = start(tmp_path, *SMALL, "--name", "remote", "--storage", f"s3://{BUCKET}/sweeps")
-        while not any(name.endswith("train_state.pt") for name in store.names("sweeps")):
-            assert process.poll() is None, (tmp_path / "output.txt").read_text()
-            time.sleep(0.1)
+        wait_for_checkpoint_on(store, process, tmp_path)
         store.end()
         time.sleep(OUTAGE_S)
         assert process.poll() is None, (tmp_path / "output.txt").read_text()
@@ -117,9 +116,7 @@ def test_a_machine_that_is_lost_takes_nothing_along_that_is_on_s3(tmp_path: Path
     other.mkdir()
     with object_store() as store:
         process = start(lost, *SMALL, "--name", "remote", "--storage", f"s3://{BUCKET}/sweeps")
-        while not any(name.endswith("train_state.pt") for name in store.names("sweeps")):
-            assert process.poll() is None, (lost / "output.txt").read_text()
-            time.sleep(0.1)
+        wait_for_checkpoint_on(store, process, lost)
         kill(process)
         shutil.rmtree(lost)
         done = run(other, "--resume", f"s3://{BUCKET}/sweeps/patch_size/remote")
@@ -127,6 +124,13 @@ def test_a_machine_that_is_lost_takes_nothing_along_that_is_on_s3(tmp_path: Path
     resumed = load(other / "results" / "patch_size" / "remote")
     check_nothing_was_lost(undisturbed, resumed)
     assert (resumed.epochs["attempt"] > 1).any(), "nothing was resumed"
+
+
+def wait_for_checkpoint_on(store: ObjectStore, process: subprocess.Popen[str], folder: Path) -> None:
+    """Until the sweep that was started in `folder` has kept one."""
+    while not any(name.endswith("train_state.pt") for name in store.names("sweeps")):
+        assert process.poll() is None, (folder / "output.txt").read_text()
+        time.sleep(0.1)
 
 
 def fill(file: Path) -> None:
