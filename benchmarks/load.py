@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import aiohttp
@@ -21,7 +22,6 @@ import aiohttp
 # In the place of a status, where the connection broke.
 BROKEN = 0
 TIMEOUT_S = 120.0
-_OK = 200
 # After a refusal, as a client would: or those that are refused at once would outnumber all others.
 _PAUSE_S = 0.1
 _UNLIMITED = 0
@@ -88,7 +88,7 @@ def steady(load: Load, concurrency: int) -> tuple[float, list[float]]:
         RuntimeError: a request was not answered with 200.
         ValueError: the loop was hardly ever full.
     """
-    if wrong := [one for one in load.sent if one.status != _OK]:
+    if wrong := [one for one in load.sent if one.status != HTTPStatus.OK]:
         raise RuntimeError(f"{len(wrong)} of {len(load.sent)} requests failed, the first with {wrong[0].status}")
     full = sorted(one.ended for one in load.sent)[concurrency - 1]
     over = max(one.began for one in load.sent)
@@ -143,7 +143,7 @@ async def _loop(url: str, concurrency: int, next_body: Callable[[float], Body | 
         while body := next_body(sender.now()):
             one = await sender.send(body)
             sent.append(one)
-            if one.status != _OK:
+            if one.status != HTTPStatus.OK:
                 await asyncio.sleep(_PAUSE_S)
 
     async def workers(sender: "_Sender") -> None:
