@@ -179,7 +179,12 @@ def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
     Raises:
         UsageError: there is none, or it is of another sweep.
     """
-    path = _find(sweep, flags)
+    named = str(flags.resume)
+    if _is_uri(named):
+        named = named.rstrip("/")
+        path = _fetch(sweep, named)
+    else:
+        path = _find(sweep, flags)
     try:
         record = json.loads((path / SWEEP_FILE).read_text())
         if record["sweep"] != sweep.name:
@@ -192,15 +197,12 @@ def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
         raise UsageError(f"{path / SWEEP_FILE} is damaged: {error}") from error
     places = {name: getattr(flags, name) for name in ("address", "data_root", "study_url") if getattr(flags, name)}
     run = RunFolder(path=path, flags=dataclasses.replace(kept, **places), record=record)
-    named = str(flags.resume).rstrip("/")
     if _is_uri(named) and run.storage != named:
         raise UsageError(f"{path} is of another run than {named}: its trials are at {run.storage}; move it away first")
     return run
 
 
 def _find(sweep: Sweep, flags: Flags) -> Path:
-    if _is_uri(str(flags.resume)):
-        return _fetch(sweep, str(flags.resume).rstrip("/"))
     path = Path(str(flags.resume)).expanduser()
     if flags.resume == "latest":
         path = _local_root(flags.storage) / sweep.name / "latest"

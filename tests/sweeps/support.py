@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.process_memory import family
 from sweeps.results import RUN_SPECIFIC_COLUMNS
 
 ROOT = Path(__file__).parents[2]
@@ -85,24 +86,7 @@ def wait_for_checkpoints(folder: Path, count: int, seconds: float = 600) -> None
 
 def descendants_named(root: int, name: str) -> list[int]:
     """Processes below `root` whose title begins with `name`."""
-    parents, titles = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                stat = (folder / "stat").read_text()
-                titles[int(folder.name)] = (folder / "cmdline").read_text()
-            except OSError:
-                continue
-            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-
-    def is_below(pid: int) -> bool:
-        while pid in parents:
-            if pid == root:
-                return True
-            pid = parents[pid]
-        return False
-
-    return [pid for pid, title in titles.items() if title.startswith(name) and is_below(pid)]
+    return [pid for pid, command in family(root).items() if command.startswith(name)]
 
 
 def hide_the_project(folder: Path) -> dict[str, str]:
