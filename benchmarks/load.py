@@ -21,8 +21,7 @@ import aiohttp
 
 # In the place of a status, where the connection broke.
 BROKEN = 0
-# A plain app at full size takes minutes, with 32 requests on their way.
-TIMEOUT_S = 900.0
+TIMEOUT_S = 120.0
 # After a refusal, as a client would: or those that are refused at once would outnumber all others.
 _PAUSE_S = 0.1
 _UNLIMITED = 0

@@ -75,6 +75,7 @@ def test_what_is_in_hand_is_answered(checkpoint_folder: Path, tmp_path: Path) ->
                     ]
                     tasks.append(asyncio.create_task(ask("/v1/classify", png(scenes[0].image))))
                     await asyncio.sleep(0.5)
+                    assert not any(task.done() for task in tasks)
                     process.send_signal(signal.SIGINT)
                     return await asyncio.gather(*tasks)
 
