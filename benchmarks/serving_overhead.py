@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 import tyro
 
 from benchmarks import contenders
 from benchmarks.contenders import Question
 from benchmarks.load import closed_loop, percentile, steady
 from benchmarks.record import at_most, conclude, spread
-from core.augment import normalise
-from core.checkpoint import load
+from core.image_classifier import ImageClassifier
 from core.segment.options import SegmentOptions
 from serve.settings import CARRIED_CLASSIFIER
 
@@ -58,16 +57,13 @@ def model_seconds(calls: int) -> list[float]:
 
 
 def _model_seconds(calls: int) -> list[float]:
-    checkpoint = load(Path(CARRIED_CLASSIFIER))
-    mean, std = torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std)
-    side = checkpoint.model_config.image_size
-    pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
+    classifier = ImageClassifier.from_folder(CARRIED_CLASSIFIER, "cpu")
+    picture = np.zeros((classifier.image_size, classifier.image_size, 3), np.uint8)
     seconds = []
-    with torch.inference_mode():
-        for _ in range(calls + 10):
-            started = time.perf_counter()
-            checkpoint.model(normalise(pixels, mean, std)).softmax(dim=1).numpy()
-            seconds.append(time.perf_counter() - started)
+    for _ in range(calls + 10):
+        started = time.perf_counter()
+        classifier.scores([picture])
+        seconds.append(time.perf_counter() - started)
     return seconds[10:]
 
 

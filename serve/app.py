@@ -37,8 +37,13 @@ class _Models:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
-    """What each replica reserves. A replica of a segmentation model has `threads`, of which it reserves most."""
+    """What each replica reserves. A replica of a segmentation model has `threads`, of which it reserves most.
 
+    classifier_in_ingress: while there is one copy of each model on one machine, a call from process to process would
+    take longer than the classifier does.
+    """
+
+    classifier_in_ingress: bool
     threads: int
     num_model_stages: int
     small_gpus: float
@@ -50,6 +55,7 @@ class _Plan:
         cores = min(os.cpu_count() or 1, _MAX_CPUS)
         on_gpu = settings.device == "cuda"
         return cls(
+            classifier_in_ingress=settings.stages == "together" and (settings.max_replicas or settings.replicas) == 1,
             threads=settings.cpus_per_replica or max(1, cores // (stages * settings.replicas)),
             num_model_stages=stages,
             small_gpus=_SMALL_GPUS if on_gpu else 0,
@@ -82,11 +88,14 @@ def build(settings: Settings) -> Application:
     _check_machine(settings, plan, models)
     end_well(settings.request_timeout_s)
 
-    classifier = Classifier.options(**_resources(settings, _SMALL_CPUS, plan.small_gpus)).bind(settings)
+    for_classifier = {"num_cpus": _SMALL_CPUS, "num_gpus": plan.small_gpus}
+    classifier = None
+    if not plan.classifier_in_ingress:
+        classifier = Classifier.options(**_resources(settings, **for_classifier)).bind(settings)
     segmenter = _segmenter(settings, plan, models.segmenter)
     return Ingress.options(
         max_ongoing_requests=_INGRESS_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0} if classifier else for_classifier,
         logging_config=_LOGGING,
         graceful_shutdown_timeout_s=settings.request_timeout_s,
     ).bind(settings, models.image_size, classifier, segmenter, models.segmenter, keys)
@@ -169,5 +178,5 @@ def _check_machine(settings: Settings, plan: _Plan, models: _Models) -> None:
         num_cpus=settings.replicas * (num_stages * plan.stage_cpus + _SMALL_CPUS + leads),
         num_gpus=settings.replicas * (num_stages * plan.stage_gpus + plan.small_gpus),
         num_bytes=settings.replicas * (models.nbytes + num_stages * settings.cache_bytes),
-        num_processes=1 + settings.replicas * (num_stages + 1 + bool(leads)),
+        num_processes=1 + settings.replicas * (num_stages + (not plan.classifier_in_ingress) + bool(leads)),
     )

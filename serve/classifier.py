@@ -1,4 +1,4 @@
-"""The classifier as a Ray Serve deployment: pictures that arrive together share one call of the model."""
+"""The classifier, in the ingress's own process or as a deployment: pictures that come together share a model's call."""
 
 import asyncio
 import time
@@ -20,9 +20,8 @@ from serve.settings import Settings
 _STAGE = "classifier"
 
 
-@serve.deployment()
-class Classifier:
-    """One replica: loads the checkpoint, runs it once, then answers.
+class LocalClassifier:
+    """A `ClassifierPort` in this process: loads the checkpoint, runs it once, then answers.
 
     Raises:
         CheckpointError: the folder is not a usable checkpoint (any more).
@@ -56,17 +55,17 @@ class Classifier:
             device=str(classifier.device),
         )
 
-    async def classify(self, image: UInt8[np.ndarray, "height width 3"], top_k: int) -> Classification | PictureError:
+    async def classify(self, image: UInt8[np.ndarray, "height width 3"], top_k: int) -> Classification:
         """The `top_k` likeliest classes (all of them if there are fewer).
 
-        An error of this picture is returned, not raised: raised, it would reach the caller wrapped with a traceback.
+        Raises:
+            PictureError: this picture cannot be used.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Classification | PictureError] = loop.create_future()
+        future: asyncio.Future[Classification] = loop.create_future()
 
-        def done(answer: Classification | PictureError | Exception, _: Call) -> None:
-            failed = isinstance(answer, Exception) and not isinstance(answer, PictureError)
-            settle = future.set_exception if failed else future.set_result
+        def done(answer: Classification | Exception, _: Call) -> None:
+            settle = future.set_exception if isinstance(answer, Exception) else future.set_result
             loop.call_soon_threadsafe(lambda: future.done() or settle(answer))  # type: ignore[arg-type]
 
         now = time.perf_counter()
@@ -109,3 +108,15 @@ class Classifier:
         side = self._classifier.image_size
         if not np.isfinite(self._classifier.scores([np.zeros((side, side, 3), np.uint8)])).all():
             raise RuntimeError(f"the model {self._classifier.name} gives numbers that are not finite")
+
+
+@serve.deployment()
+class Classifier(LocalClassifier):
+    """The same as a deployment, scaled by itself."""
+
+    async def outcome(self, image: UInt8[np.ndarray, "height width 3"], top_k: int) -> Classification | PictureError:
+        """As `classify`, but an error of this picture is returned: raised, it would arrive wrapped with a traceback."""
+        try:
+            return await self.classify(image, top_k)
+        except PictureError as error:
+            return error

@@ -47,7 +47,8 @@ class Ticket:
         return self.deadline - self.began
 
 
-def ticket_of(request: Request) -> Ticket:
+async def ticket_of(request: Request) -> Ticket:
+    """A dependency of the routes; not async, FastAPI would send it to a thread and back."""
     return request.scope[problems.TICKET]
 
 

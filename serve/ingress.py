@@ -3,7 +3,7 @@
 import asyncio
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI
@@ -37,6 +37,9 @@ from serve.problems import Problem
 from serve.routes import picture_routes
 from serve.schemas import Classification, Limits, Live, ModelCard, Models, Ready, SegmenterModels, Vocabulary
 from serve.settings import Settings
+
+if TYPE_CHECKING:
+    from serve.classifier import LocalClassifier
 
 _READY_TIMEOUT_S = 5.0
 _CLOSING_STEP_S = 0.05
@@ -145,7 +148,7 @@ class _RemoteClassifier:
         return await _answer(self._handle.card.remote())
 
     async def classify(self, image: np.ndarray, top_k: int) -> Classification:
-        outcome = await _answer(self._handle.classify.remote(image, top_k))
+        outcome = await _answer(self._handle.outcome.remote(image, top_k))
         if isinstance(outcome, PictureError):
             raise outcome
         return outcome
@@ -182,22 +185,34 @@ async def _answer(response: Any) -> Any:
         raise Problem(problems.UNAVAILABLE, _RESTARTING) from error
 
 
+def _local_classifier(settings: Settings) -> "LocalClassifier":
+    # Not above: it imports PyTorch, of no use to an ingress whose classifier is elsewhere.
+    from serve.classifier import LocalClassifier
+
+    return LocalClassifier(settings)
+
+
 @serve.deployment()
 @serve.ingress()
 class Ingress:
-    """The deployment that requests reach first; Serve calls the method below once a replica."""
+    """The deployment that requests reach first; Serve calls the method below once a replica.
+
+    Args:
+        classifier: None to have it in this process.
+    """
 
     def __init__(
         self,
         settings: Settings,
         image_size: int,
-        classifier: DeploymentHandle,
+        classifier: DeploymentHandle | None,
         segmenter: DeploymentHandle,
         card: SegmenterCard,
         keys: Sequence[bytes],
     ) -> None:
         self._settings, self._image_size = settings, image_size
-        self._classifier, self._segmenter = _RemoteClassifier(classifier), _RemoteSegmenter(segmenter)
+        self._classifier = _local_classifier(settings) if classifier is None else _RemoteClassifier(classifier)
+        self._segmenter = _RemoteSegmenter(segmenter)
         self._card, self._keys = card, keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -209,6 +224,11 @@ class Ingress:
             self._settings, self._image_size, self._classifier, self._segmenter, self._card, self._keys
         )
         return self._app
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        if not isinstance(self._classifier, _RemoteClassifier):
+            await self._classifier.check_health()
 
     async def close(self) -> None:
         """Refuse all further work; returns once what is in hand is answered."""

@@ -234,7 +234,7 @@ def _too_late(ticket: Ticket) -> Problem:
     return Problem(problems.DEADLINE_PASSED, f"There was no answer within {ticket.timeout_s:.3g} s.")
 
 
-def _require_multipart(request: Request) -> None:
+async def _require_multipart(request: Request) -> None:
     sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if sent != "multipart/form-data":
         raise Problem(

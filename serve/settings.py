@@ -86,8 +86,8 @@ class Settings(BaseModel):
     )
     stages: Literal["together", "apart"] = Field(
         default="together",
-        description="`together`: CLIPSeg and SAM 2 share a replica, the fastest on one machine. `apart`: each is a "
-        "deployment of its own, scaled by itself.",
+        description="`together`: CLIPSeg and SAM 2 share a replica, and a lone classifier works in the ingress: the "
+        "fastest on one machine. `apart`: each is a deployment of its own, scaled by itself.",
     )
     max_batch_size: int = Field(default=16, ge=1, le=1024, description="Most pictures that go through a model at once.")
     batch_wait_ms: float = Field(

@@ -37,7 +37,7 @@ def ray_serve_url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def url(ray_serve_url: str, checkpoint_folder: Path) -> str:
-    """The application as `build` makes it, its classifier counting the calls of its model."""
+    """The application as `build` makes it for stages that are apart, its classifier counting the calls of its model."""
 
     real: Any = Classifier.func_or_class
 
@@ -48,13 +48,16 @@ def url(ray_serve_url: str, checkpoint_folder: Path) -> str:
 
         def _classify_all(self, requests: Any) -> Any:
             self.batches.append(len(requests))
+            time.sleep(0.05)  # as a larger model takes: this one is done before the next request has come
             return super()._classify_all(requests)
 
         async def take_batches(self) -> list[int]:
             batches, self.batches = self.batches, []
             return batches
 
-    settings = Settings(classifier=checkpoint_folder, max_batch_size=16, batch_wait_ms=150, max_upload_mb=1)
+    settings = Settings(
+        classifier=checkpoint_folder, stages="apart", max_batch_size=16, batch_wait_ms=150, max_upload_mb=1
+    )
     with pytest.MonkeyPatch.context() as patch:
         # By its own options, so that only the class is another. Health checks would be counted too.
         counting = Classifier.options(func_or_class=Counting, health_check_period_s=3600)
@@ -69,7 +72,7 @@ def troubled_url(ray_serve_url: str, checkpoint_folder: Path) -> str:
 
     @ray_serve.deployment(max_ongoing_requests=1, max_queued_requests=1, ray_actor_options={"num_cpus": 0})
     class Troubled:
-        async def classify(self, image: np.ndarray, top_k: int) -> Classification:
+        async def outcome(self, image: np.ndarray, top_k: int) -> Classification:
             if top_k == SLOW:
                 await asyncio.sleep(60)
             if top_k == BROKEN:

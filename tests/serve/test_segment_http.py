@@ -1,4 +1,4 @@
-"""Masks over a real connection from a real Ray Serve, with both ways of laying out the models."""
+"""Answers over a real connection from a real Ray Serve, with both ways of laying out the models."""
 
 import re
 import time
@@ -13,6 +13,8 @@ from live import assert_problem, empty_serve, free_port, png, post, post_togethe
 from pycocotools import mask as coco
 from ray import serve as ray_serve
 
+from core.image_classifier import ImageClassifier
+from core.images import decode
 from core.segment.evaluation import Labelled, labelled_scene
 from core.segment.pipeline import Segmenter as InProcess
 from serve.app import build
@@ -35,7 +37,13 @@ def serve_url(metrics_port: int) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["together", "apart"])
+DEPLOYMENTS = {
+    "together": {"Ingress", "Segmenter"},
+    "apart": {"Ingress", "Classifier", "Segmenter", "ClipSeg", "Sam2"},
+}
+
+
+@pytest.fixture(scope="module", params=list(DEPLOYMENTS))
 def url(request: pytest.FixtureRequest, serve_url: str, checkpoint_folder: Path) -> Iterator[str]:
     settings = Settings(
         classifier=checkpoint_folder,
@@ -48,6 +56,7 @@ def url(request: pytest.FixtureRequest, serve_url: str, checkpoint_folder: Path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATCHWORK_API_KEYS", KEY)
         ray_serve.run(build(settings), name="patchwork", route_prefix="/")
+    assert set(ray_serve.status().applications["patchwork"].deployments) == DEPLOYMENTS[request.param]
     yield serve_url
     ray_serve.delete("patchwork")
 
@@ -109,6 +118,20 @@ def test_requests_at_once_share_calls_and_are_answered_as_in_process(
         assert time.monotonic() < give_up, "the metrics never showed the calls"
         time.sleep(0.5)
     assert calls[0] < calls[1]
+
+
+def test_the_classifier_answers_as_in_process(
+    url: str, scenes: list[Labelled], checkpoint_folder: Path, pictures: list[bytes]
+) -> None:
+    classifier = ImageClassifier.from_folder(checkpoint_folder, "cpu")
+    asked = [png(scenes[0].image), *pictures[:7]]
+    headers = {"X-API-Key": KEY}
+    responses = post_together(f"{url}/v1/classify", [(data, {"top_k": 9}) for data in asked], headers=headers)
+    for data, response in zip(asked, responses, strict=True):
+        assert response.status_code == 200, response.text
+        (expected,) = classifier.scores([classifier.fit(decode(data, max_pixels=10**6))])
+        answer = {prediction["label"]: prediction["score"] for prediction in response.json()["predictions"]}
+        assert answer == pytest.approx(dict(zip(classifier.class_names, expected.tolist(), strict=True)), abs=1e-5)
 
 
 def test_a_picture_that_comes_again_is_not_encoded_again(url: str, scenes: list[Labelled]) -> None:
