@@ -82,10 +82,15 @@ def _body(fields: Sequence[tuple[str, bytes]]) -> Body:
 @contextmanager
 def plain() -> Iterator[str]:
     """FastAPI, uvicorn, and the documented use of both libraries."""
-    port = _free_port()
-    flags = ("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning")
-    with _running([sys.executable, "-m", "uvicorn", "benchmarks.plain_app:app", *flags], port):
-        yield f"http://127.0.0.1:{port}"
+    with _uvicorn("benchmarks.plain_app:app") as url:
+        yield url
+
+
+@contextmanager
+def bare() -> Iterator[str]:
+    """Our HTTP application and the classifier in one process, without Ray."""
+    with _uvicorn("benchmarks.bare_app:app") as url:
+        yield url
 
 
 @contextmanager
@@ -117,6 +122,14 @@ def parse_settings(words: Sequence[str]) -> dict[str, str]:
     if wrong := [word for word in words if "=" not in word]:
         raise SystemExit(f"settings of the service are given as name=value, not {wrong[0]!r}")
     return dict(word.split("=", 1) for word in words)
+
+
+@contextmanager
+def _uvicorn(app: str) -> Iterator[str]:
+    port = _free_port()
+    flags = ("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning")
+    with _running([sys.executable, "-m", "uvicorn", app, *flags], port):
+        yield f"http://127.0.0.1:{port}"
 
 
 def _free_port() -> int:

@@ -3,8 +3,11 @@
     python -m benchmarks.serving_overhead --output docs/records/serving/overhead.json
 
 The classifier that the project carries, one request at a time, 256x256 PNG uploads: the median answer's time less that
-of the model alone in a process. With each of the ways in that Ray Serve has, in turn within a round:
+of the model alone in a process, which does nothing else. With each of the ways in that Ray Serve has, in turn within a
+round, and without Serve:
 
+- bare: the same application and the classifier in one process of uvicorn's: decoding, HTTP, and what is left for Serve
+  to add to.
 - proxy: Serve's own, in Python, as `serve run serve.config` starts it.
 - haproxy: HAProxy, which comes with Ray, passes requests to the ingress replicas (`RAY_SERVE_ENABLE_HA_PROXY=1`).
 - optimised: that, and Serve's settings for throughput (`RAY_SERVE_THROUGHPUT_OPTIMIZED=1`): replicas speak gRPC.
@@ -67,6 +70,15 @@ def _model_seconds(calls: int) -> list[float]:
     return seconds[10:]
 
 
+def measure(way: str, url: str, asked: Sequence[Question], model_ms: float) -> dict[str, float]:
+    """Milliseconds of the answers, and of the median one over the model's."""
+    answer_seconds(url, asked[: len(asked) // 4])
+    seconds = answer_seconds(url, asked)
+    p50, p95 = (1000 * percentile(seconds, share) for share in (50, 95))
+    print(f"  {way:10} {p50 - model_ms:6.1f} ms over it; 95% of answers within {p95:.1f} ms", flush=True)
+    return {"overhead_ms": p50 - model_ms, "p50": p50, "p95": p95}
+
+
 def main(settings: Settings) -> None:
     """Run all rounds, print the verdicts."""
     asked = contenders.questions(0, settings.requests, 256, SegmentOptions())
@@ -77,13 +89,11 @@ def main(settings: Settings) -> None:
         figures: dict[str, dict[str, float]] = {}
         for way, environment in _WAYS.items():
             with contenders.patchwork({}, environment) as (url, _):
-                answer_seconds(url, asked[: len(asked) // 4])
-                seconds = answer_seconds(url, asked)
-            p50, p95 = (1000 * percentile(seconds, share) for share in (50, 95))
-            figures[way] = {"overhead_ms": p50 - model, "p50": p50, "p95": p95}
-            print(f"  {way:10} {p50 - model:6.1f} ms over it; 95% of answers within {p95:.1f} ms", flush=True)
+                figures[way] = measure(way, url, asked, model)
+        with contenders.bare() as url:
+            figures["bare"] = measure("bare", url, asked, model)
         rounds.append({"model_ms": model, **figures})
-    overheads = {way: spread([one[way]["overhead_ms"] for one in rounds]) for way in _WAYS}
+    overheads = {way: spread([one[way]["overhead_ms"] for one in rounds]) for way in (*_WAYS, "bare")}
     shares = {
         way: spread([one[way]["overhead_ms"] / one["proxy"]["overhead_ms"] for one in rounds])
         for way in _WAYS
@@ -97,11 +107,11 @@ def main(settings: Settings) -> None:
     verdicts = [
         at_most(
             claim=f"{way}: the classifier's route over its model",
-            measured=overhead.median,
+            measured=overheads[way].median,
             target=_TARGET_MS,
             unit="ms",
         )
-        for way, overhead in overheads.items()
+        for way in _WAYS
     ]
     record = {
         "rounds": rounds,

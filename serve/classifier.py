@@ -43,6 +43,11 @@ class LocalClassifier:
         torch.set_num_threads(1)
         self._run_once()
 
+    @property
+    def image_size(self) -> int:
+        """Side of the square that the model works on, in pixels."""
+        return self._classifier.image_size
+
     async def card(self) -> ModelCard:
         """What this replica has loaded. That it answers at all means that the model has run."""
         classifier = self._classifier
@@ -105,7 +110,7 @@ class LocalClassifier:
         return Classification(predictions=predictions, model=self._name)
 
     def _run_once(self) -> None:
-        side = self._classifier.image_size
+        side = self.image_size
         if not np.isfinite(self._classifier.scores([np.zeros((side, side, 3), np.uint8)])).all():
             raise RuntimeError(f"the model {self._classifier.name} gives numbers that are not finite")
 
