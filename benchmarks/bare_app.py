@@ -1,6 +1,6 @@
 """The service's HTTP application and its classifier in one process, without Ray: the least that the service can take.
 
-uvicorn benchmarks.bare_app:app --port 8001
+    uvicorn benchmarks.bare_app:app --port 8001
 """
 
 from serve.classifier import LocalClassifier
