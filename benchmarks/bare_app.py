@@ -1,6 +1,8 @@
 """The service's HTTP application and its classifier in one process, without Ray: the least that the service can take.
 
     uvicorn benchmarks.bare_app:app --port 8001
+
+`benchmarks.serving_overhead` holds the service against it.
 """
 
 from serve.classifier import LocalClassifier
