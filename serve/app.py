@@ -98,6 +98,7 @@ def build(settings: Settings) -> Application:
         ray_actor_options={"num_cpus": 0} if classifier else for_classifier,
         logging_config=_LOGGING,
         graceful_shutdown_timeout_s=settings.request_timeout_s,
+        health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
     ).bind(settings, models.image_size, classifier, segmenter, models.segmenter, keys)
 
 
