@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.load import Body
+from benchmarks.process_memory import family
 from core.segment.demo_training import EVALUATION_SEED
 from core.segment.options import SegmentOptions
 from core.segment.scenes import draw_queries, generate_scene, render
@@ -152,9 +153,11 @@ def _running(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        started: dict[int, str] = {}
         try:
             _wait_until_ready(process, f"http://127.0.0.1:{port}/readyz", log)
             yield process
+            started = family(process.pid)
             process.send_signal(signal.SIGINT)
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
@@ -163,6 +166,10 @@ def _running(
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            # Serve's HAProxy outlives it now and then, and holds ports that the next one wants.
+            for pid, command in started.items():
+                if "haproxy" in command and family(pid)[pid] == command:
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Any) -> None:
