@@ -27,8 +27,7 @@ class ImageClassifier:
         self.dataset, self.class_names = checkpoint.dataset, checkpoint.class_names
         self.image_size = checkpoint.model_config.image_size
         self.device = device
-        # As `normalise` lays its pictures out: else every convolution would turn its weights round at every call.
-        self.model = checkpoint.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = checkpoint.model.place(device)
         self._mean = torch.tensor(checkpoint.mean, device=device)
         self._std = torch.tensor(checkpoint.std, device=device)
 

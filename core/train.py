@@ -129,11 +129,6 @@ def _teacher_of(config: TrainConfig, data: Dataset) -> checkpoint.Checkpoint | N
     )
 
 
-def _place(model: Classifier, device: torch.device) -> Classifier:
-    """On the device, with kernels channels-last in memory, as `normalise` lays out pictures."""
-    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
 def target_entropy(
     targets: Int64[Tensor, " batch"] | Float[Tensor, "batch classes"], num_classes: int, label_smoothing: float
 ) -> Float[Tensor, ""]:
@@ -165,7 +160,7 @@ class _Run:
         )
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (data.mean, data.std))
         torch.manual_seed(seed_for(config.seed, "weights", 0))
-        self.model = _place(build_model(config.model), self.device).train()
+        self.model = build_model(config.model).place(self.device).train()
         initialise_from_data(self.model, normalise(self.batches.images[:1000], self.mean, self.std))
         self.average = AveragedModel(self.model, multi_avg_fn=self._move_average, use_buffers=True)
         self.optimizers = build_optimizers(
@@ -178,7 +173,7 @@ class _Run:
         )
         self.teacher: Classifier | None = None
         if (teacher := _teacher_of(config, data)) is not None:
-            self.teacher = _place(teacher.model, self.device).requires_grad_(False)
+            self.teacher = teacher.model.place(self.device).requires_grad_(False)
             self.teacher_mean, self.teacher_std = (
                 torch.tensor(v, device=self.device) for v in (teacher.mean, teacher.std)
             )

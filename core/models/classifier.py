@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,6 +20,13 @@ class Classifier(nn.Module, ABC):
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         return self.classify(self.stages(images)[-1])
+
+    def place(self, device: torch.device) -> "Classifier":
+        """On the device, with kernels channels-last in memory, as `core.augment.normalise` lays out pictures.
+
+        Else every convolution turns its weights round at every call.
+        """
+        return self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def require_whole(config: object, *names: str) -> None:
