@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -81,11 +82,13 @@ class Segmenter(ModelReplica):
         """The answer, or as a value, as raised it would come wrapped with a traceback, that it is too late for one."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[SegmentAnswer] = loop.create_future()
-        _InLanes(Work(ask, self._calibration, self._low_res_size, self._pace), self._batcher, loop, future).start()
+        work = Work(ask, self._calibration, self._low_res_size, self._pace)
+        _InLanes(work, self._batcher, loop, future).start()
         try:
-            return await future
-        except LateError as error:
-            return error
+            async with asyncio.timeout(ask.timeout_s):
+                return await future
+        except (LateError, TimeoutError):
+            return await loop.run_in_executor(None, work.late)
 
 
 class _InLanes:
@@ -96,6 +99,7 @@ class _InLanes:
     ) -> None:
         self._work, self._batcher, self._loop, self._future = work, batcher, loop, future
         self._answered: list[tuple[Answered, Call] | None] = []
+        self._hears = threading.Lock()
 
     def start(self) -> None:
         self._step(self._work.start, can_wait=True)
@@ -128,8 +132,10 @@ class _InLanes:
         if isinstance(answer, Exception):
             self._fail(answer)
             return
-        self._answered[place] = (answer, call)
-        done = [one for one in self._answered if one is not None]
+        # Of two lanes that answer the last two questions at the same time, one goes on.
+        with self._hears:
+            self._answered[place] = (answer, call)
+            done = [one for one in self._answered if one is not None]
         if len(done) == len(self._answered) and not self._future.done():
             self._step(self._work.resume, [one for one, _ in done], [call for _, call in done])
 

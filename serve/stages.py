@@ -168,16 +168,19 @@ class Conductor:
 
     async def segment(self, ask: SegmentAsk) -> SegmentAnswer | LateError | StageDownError:
         """The answer, or what came in its way, as a value: raised, it would come wrapped with a traceback."""
+        work = Work(ask, self._calibration, self._low_res_size, self._pace)
         try:
-            return await self._segment(ask)
-        except (LateError, StageDownError) as error:
+            async with asyncio.timeout(ask.timeout_s):
+                return await self._lead(work)
+        except (LateError, TimeoutError):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work.late)
+        except StageDownError as error:
             return error
         except (DeploymentUnavailableError, RayActorError):
             return StageDownError()
 
-    async def _segment(self, ask: SegmentAsk) -> SegmentAnswer:
+    async def _lead(self, work: Work) -> SegmentAnswer:
         loop = asyncio.get_running_loop()
-        work = Work(ask, self._calibration, self._low_res_size, self._pace)
         # Held until the request is answered: the stages fetch from them.
         stored: dict[str, Any] = {}
         await loop.run_in_executor(self._threads, work.start)

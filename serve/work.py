@@ -29,13 +29,17 @@ class Pace:
     def saw(self, seconds: float) -> None:
         self.refine_s += _SMOOTHING * (seconds - self.refine_s)
 
+    def saw_no_end_of(self, seconds: float) -> None:
+        """It had not come to its end by then."""
+        self.refine_s = max(self.refine_s, seconds)
+
     def gave_up(self) -> None:
         """Nothing was learnt: the next in like straits may be the one that tries again."""
         self.refine_s *= 1 - _SMOOTHING
 
 
 class Work:
-    """Advances the flow of one request. Not thread-safe: one thread at a time.
+    """Advances the flow of one request. Not thread-safe, but for `late`: one thread at a time.
 
     `asked` is what the models are to be asked next, None once `answer` is there. `order`: of requests, by wall clock.
 
@@ -52,6 +56,7 @@ class Work:
         self._times = StageTimes()
         self._cached = False
         self._heard: list[list[Any]] = []
+        self._grounded: Sequence[list[Any]] | None = None
         self._refining_since: float | None = None
         self._picture = EncodedImage(ask.image)
         self._keys: dict[EncodedImage, str] = {self._picture: ask.key}
@@ -79,6 +84,14 @@ class Work:
         self._count(calls)
         self._advance([one.answer for one in answered])
 
+    def late(self) -> SegmentAnswer | LateError:
+        """What there is when the time has passed, whatever a model is still at: the answer without SAM 2, or none."""
+        if self._grounded is None:
+            return LateError()
+        if self._refining_since is not None:
+            self._pace.saw_no_end_of(time.perf_counter() - self._refining_since)
+        return self._told(self._coarse(self._grounded), degraded=OUT_OF_TIME)
+
     def _advance(self, answers: list[Any] | None) -> None:
         try:
             wanted = next(self._flow) if answers is None else self._flow.send(answers)
@@ -87,22 +100,23 @@ class Work:
             return
         if answers is not None:
             self._heard.append(answers)
-        if isinstance(wanted[0], Decode) and self._refining_since is None:
+        if isinstance(wanted[0], Decode) and self._grounded is None:
+            self._grounded = tuple(self._heard)
             if time.perf_counter() + self._pace.refine_s > self.deadline:
                 self._pace.gave_up()
-                self._finish(self._coarse(), degraded=OUT_OF_TIME)
+                self._finish(self._coarse(self._grounded), degraded=OUT_OF_TIME)
                 return
             self._refining_since = time.perf_counter()
         elif self.is_late:
             raise LateError
         self.asked = [Asked(call, self._key_of(call.picture)) for call in wanted]
 
-    def _coarse(self) -> list[PromptResult]:
+    def _coarse(self, heard: Sequence[list[Any]]) -> list[PromptResult]:
         """The same as without refinement: told again what the heatmaps were, the flow arrives there without a model."""
         again = self._new_flow(refine=False)
         try:
             next(again)
-            for answers in self._heard:
+            for answers in heard:
                 again.send(answers)
         except StopIteration as done:
             return done.value
@@ -111,10 +125,13 @@ class Work:
     def _finish(self, results: list[PromptResult], degraded: str | None = None) -> None:
         if self._refining_since is not None:
             self._pace.saw(time.perf_counter() - self._refining_since)
+        self.asked = None
+        self.answer = self._told(results, degraded)
+
+    def _told(self, results: list[PromptResult], degraded: str | None) -> SegmentAnswer:
         if not self._ask.heatmaps:
             results = [dataclasses.replace(result, heatmap=_NO_HEATMAP) for result in results]
-        self.asked = None
-        self.answer = SegmentAnswer(results=results, cached=self._cached, degraded=degraded, times=self._times)
+        return SegmentAnswer(results=results, cached=self._cached, degraded=degraded, times=self._times)
 
     def _count(self, calls: Sequence[Call]) -> None:
         # What is asked together mostly shares one call: the longest, not the sum.

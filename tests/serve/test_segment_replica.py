@@ -1,7 +1,9 @@
 """The segmenter's replica with the real demo models, in this process: its deployment without the transport."""
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from serve.feature_cache import FeatureCache
 from serve.ports import LateError, SegmentAnswer, SegmentAsk
 from serve.segmenter import Segmenter
 from serve.settings import Settings
+from serve.stages import ClipSegStage, Conductor
 
 FIRST_SEED = 33_000_000  # neither trained on, nor calibrated with
 
@@ -150,6 +153,45 @@ def test_without_time_for_sam2_the_masks_are_coarse_and_it_is_said(
     assert_same(answer.results, alone)
     (answer,) = counted.ask(ask(scenes[0], 3, timeout_s=60.0))  # once is not for ever
     assert answer.degraded is None
+
+
+def test_sam2_that_is_still_at_it_at_the_deadline_leaves_the_coarse_masks(
+    scenes: list[Labelled], in_process: InProcess
+) -> None:
+    counted, released = Counted(), threading.Event()
+    sam2 = counted.replica._calls["sam2"]._model
+    encode = sam2.encode_images
+    sam2.encode_images = lambda images: encode(images) if released.wait(60) else []
+    try:
+        (answer,) = counted.ask(ask(scenes[0], 3, timeout_s=5.0))
+    finally:
+        released.set()
+    assert_coarse(answer, scenes[0].image, scenes[0].prompts[:3], in_process)
+    assert counted.replica._pace.refine_s > 0, "the next one is not kept waiting for nothing"
+
+
+def test_sam2_in_a_deployment_of_its_own_does_too(scenes: list[Labelled], in_process: InProcess) -> None:
+    settings = Settings(dtype="float32", device="cpu", cache_mb=64)
+    ground: Any = ClipSegStage.func_or_class
+    conduct: Any = Conductor.func_or_class
+    clipseg = ground(settings, 1)
+
+    def handle(ask: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+        return SimpleNamespace(ask=SimpleNamespace(remote=lambda question: asyncio.ensure_future(ask(question))))
+
+    async def never(_: Any) -> None:
+        await asyncio.sleep(60)
+
+    image = scenes[0].image[:128, :128]  # small enough to travel in the message
+    conductor = conduct(settings, 64, 1, handle(clipseg.ask), handle(never))
+    asked = ask(scenes[0], 3, image=image, key="part", timeout_s=5.0)
+    assert_coarse(asyncio.run(conductor.segment(asked)), image, scenes[0].prompts[:3], in_process)
+
+
+def assert_coarse(answer: Any, image: np.ndarray, prompts: Sequence[str], in_process: InProcess) -> None:
+    assert isinstance(answer, SegmentAnswer) and answer.degraded == "deadline"
+    ((*alone,),) = in_process.segment([image], [prompts], SegmentOptions(refine=False))
+    assert_same(answer.results, alone)
 
 
 def test_what_is_cancelled_is_not_worked_on(counted: Counted, scenes: list[Labelled]) -> None:
