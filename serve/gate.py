@@ -1,5 +1,6 @@
 """What every request passes before its body is read: request id, API key, deadline, admission; and what it leaves."""
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -124,7 +125,7 @@ class Gate:
         if admission is not None:
             self._metrics.in_hand(path, admission.in_hand)
         try:
-            await self._app(scope, receive, noting_status)
+            await self._app(scope, _in_time(receive, scope[problems.TICKET]), noting_status)
         except Exception:
             status = 500  # sent by Starlette's own middleware, outside this one
             raise
@@ -175,6 +176,26 @@ class Gate:
             1000 * seconds,
             extra={"patchwork": {"request_id": request_id, "path": path, "status": status, "outcome": outcome}},
         )
+
+
+def _in_time(receive: Receive, ticket: Ticket) -> Receive:
+    """The same, but that a body has to be there by the deadline: who stops sending would hold a place for ever."""
+    is_whole = False
+
+    async def received() -> Message:
+        nonlocal is_whole
+        if is_whole:
+            return await receive()
+        try:
+            async with asyncio.timeout(ticket.left_s):
+                message = await receive()
+        except TimeoutError as error:
+            detail = f"The request's body was not there within {ticket.timeout_s:.3g} s."
+            raise Problem(problems.DEADLINE_PASSED, detail, headers={"Connection": "close"}) from error
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return received
 
 
 def _path_of(scope: Scope) -> str:

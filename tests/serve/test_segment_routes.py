@@ -4,7 +4,7 @@ import asyncio
 import base64
 import io
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +320,34 @@ def test_a_deadline_of_the_request(segmenter: InProcess, card: SegmenterCard, sc
         response = client.segment(png(scene.image), ["star"], headers={"X-Request-Timeout-Seconds": wrong})
         body = assert_problem(response, 422, "invalid-field")
         assert body["errors"][0]["field"] == "X-Request-Timeout-Seconds"
+
+
+def test_who_stops_sending_gives_its_place_up_at_the_deadline(
+    segmenter: InProcess, card: SegmenterCard, scene: Labelled
+) -> None:
+    client = Client(Port(segmenter), card, max_queued=2, request_timeout_s=0.5)
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"--x\r\n"
+        await asyncio.sleep(60)
+
+    async def send() -> tuple[list[httpx.Response], httpx.Response]:
+        transport = httpx.ASGITransport(client.app, raise_app_exceptions=False)
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            stopped = await asyncio.gather(
+                *(http.post("/v1/segment", content=stalled(), headers=headers) for _ in range(2))
+            )
+            sent = {"files": {"image": png(scene.image)}, "data": {"prompts": ["star"], "refine": "false"}}
+            return stopped, await http.post("/v1/segment", **sent)
+
+    started = time.perf_counter()
+    stopped, after = asyncio.run(send())
+    assert time.perf_counter() - started < 30
+    for response in stopped:
+        assert_problem(response, 504, "deadline-passed")
+        assert response.headers["connection"] == "close"
+    assert after.status_code != 503, "the places are free again"
 
 
 def test_late_in_the_models_is_late(segmenter: InProcess, card: SegmenterCard, scene: Labelled) -> None:
