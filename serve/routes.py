@@ -28,8 +28,8 @@ from serve.schemas import (
 )
 from serve.settings import Settings
 
-# Kept back from the models' time, to write the answer in.
-_WRITING_SHARE = 0.05
+# Kept back from the models' time, to write the answer in: of a short time more.
+_WRITING_SHARE, _SHORT_WRITING_SHARE, _SHORT_WRITING_S = 0.05, 0.2, 0.5
 _PROBLEMS = (
     problems.UNREADABLE_PICTURE,
     problems.MALFORMED_BODY,
@@ -150,7 +150,7 @@ def picture_routes(
                     prompts=prompts,
                     options=options,
                     heatmaps=form.explain and not drawn,
-                    timeout_s=(1 - _WRITING_SHARE) * ticket.left_s,
+                    timeout_s=_time_for_models(ticket.left_s),
                 )
                 try:
                     answer = await segmenter.segment(ask)
@@ -182,6 +182,10 @@ def prefers_png(accept: str) -> bool:
         if media in ranks:
             ranks[media] = max(ranks[media], rank)
     return ranks["image/png"] > ranks["application/json"]
+
+
+def _time_for_models(left_s: float) -> float:
+    return left_s - max(_WRITING_SHARE * left_s, min(_SHORT_WRITING_SHARE * left_s, _SHORT_WRITING_S))
 
 
 def _written(form: SegmentForm, picture: Picture, answer: SegmentAnswer, model: SegmenterName, ticket: Ticket) -> bytes:

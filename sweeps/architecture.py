@@ -8,7 +8,7 @@ transformer's place) and the trunk with one more stage, at the same FLOPs: what 
     cnn-encoder         basic CNN + PyTorch's nn.TransformerEncoder
     cnn                 its control: the CNN alone, pooled
     cnn-deeper          and the CNN with a third stage where the encoder was
-    explicit            our blocks on patches, the design that sweeps/block_design.py chose
+    explicit            our blocks on patches, with QK-norm; sweeps/block_design.py compares more designs
     distilled           the same, distilled from a teacher (--set teacher=FOLDER)
     resnet-transformer  convolutions with residual blocks + our blocks
     resnet-trunk        its control: the convolutions alone, pooled
