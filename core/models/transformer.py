@@ -109,6 +109,8 @@ class TokenClassifier(Classifier):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.MultiheadAttention):  # the encoder copies one layer, with its weights
+                nn.init.xavier_uniform_(module.in_proj_weight)
         nn.init.zeros_(self.head.weight)
         if config.zero_init_residual:
             for name, parameter in self.blocks.named_parameters():

@@ -61,6 +61,21 @@ def test_explicit_blocks_equal_pytorchs_encoder_on_the_same_weights() -> None:
         )
 
 
+def test_every_layer_of_pytorchs_encoder_starts_with_weights_of_its_own_drawn_as_ours_are() -> None:
+    torch.manual_seed(0)
+    fields: dict[str, Any] = {"embed_dim": 64, "depth": 3}
+    explicit, encoder = (build_model(with_fields(**fields, blocks=blocks)) for blocks in ("explicit", "encoder"))
+    theirs = encoder.get_submodule("blocks").state_dict()
+    for name in ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"):
+        first, second, third = (theirs[f"layers.{index}.{name}"] for index in range(3))
+        assert not (torch.equal(first, second) or torch.equal(second, third) or torch.equal(first, third))
+    for index in range(3):
+        ours = explicit.get_parameter(f"blocks.{index}.attention.qkv.weight").detach()
+        drawn = theirs[f"layers.{index}.self_attn.in_proj_weight"]
+        assert float(drawn.std()) == pytest.approx(float(ours.std()), rel=0.03)
+        assert float(drawn.abs().max()) == pytest.approx(float(ours.abs().max()), rel=0.01)
+
+
 def test_the_control_is_the_trunk_alone_and_costs_less() -> None:
     with torch.device("meta"):
         whole, control = build_model(SMALL), build_model(with_fields(blocks="none"))
