@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 Pair = tuple[ImageSet, ImageSet]
 
-_VERSION = 1
+_VERSION = 2
 
 
 def default_cache_dir() -> Path:

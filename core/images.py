@@ -109,6 +109,7 @@ def as_rgb(image: object) -> UInt8[np.ndarray, "height width 3"]:
     """
     if isinstance(image, Image.Image):
         try:
+            image.load()  # turns a TIFF upright by itself: only what it leaves of the EXIF block is to be applied
             return np.array(_to_rgb(_upright(image)))
         except _DECODER_ERRORS as error:
             raise PictureError("The picture is damaged or cut short.") from error

@@ -1,6 +1,7 @@
 """Reading datasets: CIFAR from torchvision or hub-layout parquet, an image folder, and the generated `shapes`.
 
-Whatever the source, pictures are decoded once and kept as `.npy` files in a cache folder for the next run.
+Whatever the source, pictures are decoded once, as the service decodes them (`core.images`), and kept as `.npy` files in
+a cache folder for the next run.
 """
 
 import io
@@ -18,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from core import shapes
 from core.data import DataError, Dataset, ImageSet, make_dataset, names_of, stratified_split
 from core.decoded_cache import Pair, cached, default_cache_dir
+from core.images import PictureError, as_rgb
 from core.runtime import import_torchvision
 
 DATASETS = ("cifar10", "cifar100", "shapes", "folder")
@@ -296,15 +298,16 @@ def _decode(entry: tuple[str, bytes | None], size: tuple[int, int] | None) -> np
         raise DataError(f"{where}: there are no picture bytes")
     try:
         with Image.open(io.BytesIO(data), formats=_PICTURE_FORMATS) as picture:
-            if size is not None and picture.size != size:
-                raise DataError(
-                    f"{where}: the picture is {picture.width}x{picture.height}, expected {size[0]}x{size[1]}; "
-                    "all pictures of a dataset have one size"
-                )
-            return np.asarray(picture.convert("RGB"))
+            image = as_rgb(picture)
     except UnidentifiedImageError as error:
         raise DataError(f"{where}: the bytes are not a picture in a known format") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{where}: the picture is damaged ({error})") from error
+        reason = error.__cause__ if isinstance(error, PictureError) else error
+        raise DataError(f"{where}: the picture is damaged ({reason})") from error
+    height, width, _ = image.shape
+    if size is not None and (width, height) != size:
+        raise DataError(
+            f"{where}: the picture is {width}x{height}, expected {size[0]}x{size[1]}; "
+            "all pictures of a dataset have one size"
+        )
+    return image

@@ -213,12 +213,18 @@ class TestAsRgb:
         rgb = as_rgb(image)
         assert (rgb[0, 0] == 0).all() and (rgb[1] == 255).all()
 
-    def test_a_pillow_image_is_turned_upright(self) -> None:
+    @pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "TIFF"])
+    def test_a_pillow_image_is_turned_upright_once(self, picture_format: str) -> None:
         buffer = io.BytesIO()
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = 6
-        Image.new("RGB", (30, 10), "red").save(buffer, "JPEG", exif=exif)
-        assert as_rgb(Image.open(buffer)).shape == (30, 10, 3)
+        stored = Image.new("RGB", (48, 32), "red")
+        stored.paste("blue", (0, 0, 48, 16))  # the upper half, which is the right one of the upright picture
+        stored.save(buffer, picture_format, exif=exif)
+        image = as_rgb(Image.open(buffer))
+        assert image.shape == (48, 32, 3)
+        assert np.abs(image[:, :8].astype(int) - (255, 0, 0)).max() <= 2
+        assert np.abs(image[:, -8:].astype(int) - (0, 0, 255)).max() <= 2
 
     @pytest.mark.parametrize(
         "image", [np.full((2, 2), np.nan), np.zeros((2, 2, 5), np.uint8), np.zeros(3), np.zeros((2, 2), int), "a.png"]

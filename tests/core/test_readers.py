@@ -3,13 +3,15 @@ import io
 import logging
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
+from core import images
 from core.data import DataError
 from core.readers import CIFAR10_CLASSES, load_dataset
 
@@ -204,6 +206,36 @@ def test_an_image_folder_may_bring_its_test_split(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", ("cat", "dog"), 10)
     write_folder(tmp_path / "test", ("cat", "dog"), 3)
     assert len(load_dataset("folder", tmp_path).test) == 6
+
+
+def test_awkward_pictures_of_a_folder_are_read_as_the_service_reads_them(tmp_path: Path) -> None:
+    """Training and serving see the same pixels; `size` is that of the upright picture."""
+    upright = picture(0, 12)[:8]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    awkward: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "deep.png": (Image.fromarray(upright[..., 0].astype(np.uint16) * 256 + 7), {}),
+        "seethrough.png": (Image.fromarray(np.dstack([upright, upright[..., 0]])), {}),
+        "turned.jpg": (Image.fromarray(np.ascontiguousarray(np.rot90(upright))), {"exif": exif}),
+    }
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for name, (image, options) in awkward.items():
+                image.save(folder / name, **options)
+    expected = [images.decode(p.read_bytes(), max_pixels=1000) for p in sorted((tmp_path / "test" / "cat").iterdir())]
+    assert [list(image.shape) for image in expected] == [[8, 12, 3]] * 3
+    assert np.array_equal(load_dataset("folder", tmp_path).test.images, expected * 2)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_plain_rgb_pictures_are_what_pillow_decodes(tmp_path: Path, kind: str) -> None:
+    content: list[Row] = [(encode(picture(i), kind), i % 10) for i in range(20)]
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}-0.parquet", content)
+    plain = [np.asarray(Image.open(io.BytesIO(data or b""))) for data, _ in content]
+    assert np.array_equal(load_dataset("cifar10", tmp_path).test.images, plain)
 
 
 def test_image_folder_faults_are_named(tmp_path: Path) -> None:
