@@ -46,6 +46,11 @@ class HybridConfig(TransformerConfig):
                 "blocks='encoder' is PyTorch's own, which has no layer_scale, qk_norm or drop_path_rate; got "
                 f"layer_scale={self.layer_scale}, qk_norm={self.qk_norm}, drop_path_rate={self.drop_path_rate}"
             )
+        if self.blocks == "none" and (self.drop_path_rate or self.patch_drop_rate):
+            raise ValueError(
+                "blocks='none' has no transformer that drop_path_rate or patch_drop_rate could act on; got "
+                f"drop_path_rate={self.drop_path_rate}, patch_drop_rate={self.patch_drop_rate}"
+            )
         TransformerConfig.__post_init__(self)  # `super()` fails in a dataclass with slots
 
     @property

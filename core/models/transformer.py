@@ -96,9 +96,9 @@ class TokenClassifier(Classifier):
                     norm=config.norm,
                     layer_scale=config.layer_scale,
                     qk_norm=config.qk_norm,
-                    drop_path_rate=config.drop_path_rate * index / max(1, config.depth - 1),
+                    drop_path_rate=rate,
                 )
-                for index in range(config.depth)
+                for rate in _drop_path_rates(config)
             )
         self.norm = nn.LayerNorm(dim, eps=1e-6) if config.norm == "pre" else nn.Identity()
         self.head = nn.Linear(dim, num_classes)
@@ -168,6 +168,12 @@ class TokenClassifier(Classifier):
         kept = torch.rand(batch, tokens - has_cls, device=x.device).argsort(dim=1)[:, :num_kept]
         patches = x[:, has_cls:].gather(1, kept[:, :, None].expand(-1, -1, dim))
         return torch.cat([x[:, :has_cls], patches], dim=1)
+
+
+def _drop_path_rates(config: TransformerConfig) -> list[float]:
+    """Of each block: linear from zero to the config's; that of the last block is the config's at any depth."""
+    last = config.depth - 1
+    return [config.drop_path_rate * index / last for index in range(last)] + [config.drop_path_rate]
 
 
 def _pytorch_encoder(config: TransformerConfig) -> nn.TransformerEncoder:

@@ -98,6 +98,8 @@ def test_the_flops_of_both_kinds_of_blocks_are_the_same() -> None:
         ({"trunk": "vgg"}, "trunk must be 'cnn', 'residual_cnn' or 'resnet', got 'vgg'"),
         ({"blocks": "encoder", "layer_scale": 0.1}, "PyTorch's own, which has no layer_scale"),
         ({"blocks": "encoder", "drop_path_rate": 0.1}, "PyTorch's own, which has no layer_scale, qk_norm or drop_path"),
+        ({"blocks": "none", "drop_path_rate": 0.1}, "no transformer that .* could act on; got drop_path_rate=0.1"),
+        ({"blocks": "none", "patch_drop_rate": 0.2}, "no transformer that .* could act on; .*patch_drop_rate=0.2"),
         ({"trunk": "resnet", "trunk_width": 4}, "trunk_width must be at least 8 for trunk='resnet', got 4"),
         ({"trunk_stages": 5}, "trunk_stages=5 halves 32 pixels to less than one"),
         ({"num_heads": 3}, "num_heads=3 does not divide embed_dim=16"),

@@ -151,9 +151,10 @@ def test_drop_path_keeps_the_mean_drops_whole_pictures_and_matches_timms_rate() 
     assert torch.equal(DropPath(0.3).eval()(x), x)
 
 
-def test_drop_path_rises_with_depth() -> None:
-    model = VisionTransformer(dataclasses.replace(SMALL, drop_path_rate=0.2))
-    assert [block.drop_path.rate for block in model.blocks] == [0, 0.1, 0.2]
+@pytest.mark.parametrize(("depth", "rates"), [(1, [0.2]), (2, [0, 0.2]), (3, [0, 0.1, 0.2])])
+def test_drop_path_rises_to_its_rate_at_the_last_block(depth: int, rates: list[float]) -> None:
+    model = VisionTransformer(dataclasses.replace(SMALL, depth=depth, drop_path_rate=0.2))
+    assert [block.drop_path.rate for block in model.blocks] == rates
 
 
 def test_zero_initialised_residuals_make_every_block_start_as_the_identity() -> None:
