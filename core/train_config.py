@@ -32,7 +32,7 @@ class TrainConfig:
     teacher: a checkpoint folder to distil from, at this `temperature` (None: labels alone). A `distill_weight` of the
         loss is the teacher's, the rest the labels'; `feature_weight` times the features' loss is added. See
         `core.distill`, also for `standardise_logits`.
-    count_teacher: whether a budget of FLOPs must also pay for the teacher's forward passes.
+    count_teacher: whether the training FLOPs, and so a budget of them, include the teacher's forward passes.
     target_accuracy: what the student should reach in validation, in [0, 1]; a teacher below it warns.
     precision: `bf16` (autocast), `float32`, or `auto`: bf16 where the device has instructions for it.
     compile: None compiles where a compiler is found and the run is long enough to gain.
@@ -153,6 +153,7 @@ class Plan:
 
     flops_per_image, coarse_flops_per_image: forward and backward, for a whole picture and for a shrunk one; the first
         `coarse_steps` steps see shrunk ones.
+    teacher_flops_per_image: the teacher's forward pass; a part of the training FLOPs where `count_teacher` is set.
     """
 
     num_steps: int
@@ -164,15 +165,17 @@ class Plan:
     coarse_flops_per_image: float
     optimizer_flops_per_step: float
     teacher_flops_per_image: float
+    count_teacher: bool
 
     def train_flops(self, step: int) -> float:
-        """FLOPs of the first `step` steps, without the teacher's."""
+        """FLOPs of the first `step` steps, the teacher's among them only where `count_teacher` is set."""
         coarse = min(step, self.coarse_steps)
         images = coarse * self.coarse_flops_per_image + (step - coarse) * self.flops_per_image
-        return self.batch_size * images + step * self.optimizer_flops_per_step
+        teacher = self.teacher_flops(step) if self.count_teacher else 0
+        return self.batch_size * images + step * self.optimizer_flops_per_step + teacher
 
     def teacher_flops(self, step: int) -> float:
-        """FLOPs of the teacher's forward passes in the first `step` steps."""
+        """FLOPs of the teacher's forward passes in the first `step` steps, whether counted as training or not."""
         return step * self.batch_size * self.teacher_flops_per_image
 
 
@@ -215,6 +218,7 @@ def plan(config: TrainConfig, num_train: int) -> Plan:
         coarse_flops_per_image=coarse_flops_per_image,
         optimizer_flops_per_step=optimizer_flops,
         teacher_flops_per_image=teacher_flops_per_image,
+        count_teacher=config.count_teacher,
     )
 
 

@@ -134,10 +134,13 @@ def test_the_teachers_flops_are_counted_apart_or_within_the_budget(shapes: Datas
     assert plans[0].num_steps == plans[2].num_steps
     assert plans[0].teacher_flops(10) == 10 * 60 * cost
     assert plans[2].teacher_flops(10) == 0
-    total = [p.train_flops(p.num_steps) + p.teacher_flops(p.num_steps) for p in plans]
-    assert total[1] == pytest.approx(1e9, rel=0.1) and total[0] > 1.2e9
-    last = train(config(teacher, epochs=1), shapes).history[-1]
-    assert last["teacher_flops"] == last["images_seen"] * cost
+    assert plans[1].num_steps < plans[0].num_steps
+    assert [p.train_flops(p.num_steps) for p in plans] == pytest.approx([1e9] * 3, rel=0.1)
+    assert plans[1].train_flops(10) == plans[0].train_flops(10) + plans[1].teacher_flops(10)
+    rows = [train(config(teacher, epochs=1, count_teacher=counted), shapes).history[-1] for counted in (False, True)]
+    for row in rows:
+        assert row["teacher_flops"] == row["images_seen"] * cost
+    assert rows[1]["train_flops"] == rows[0]["train_flops"] + rows[1]["teacher_flops"]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         checkpoint.load(teacher).model(torch.zeros(1, 3, 32, 32))
     assert counter.get_total_flops() == cost
