@@ -1,6 +1,7 @@
 """Training as one function: `train(config, data)`. Reads top-down; every random draw is a function of (seed, step)."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,7 +162,9 @@ class _Run:
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (data.mean, data.std))
         torch.manual_seed(seed_for(config.seed, "weights", 0))
         self.model = build_model(config.model).place(self.device).train()
-        initialise_from_data(self.model, normalise(self.batches.images[:1000], self.mean, self.std))
+        # Evenly spaced, for the pictures of a folder stand class by class.
+        sample = self.batches.images[:: math.ceil(len(data.train) / 1000)]
+        initialise_from_data(self.model, normalise(sample, self.mean, self.std))
         self.average = AveragedModel(self.model, multi_avg_fn=self._move_average, use_buffers=True)
         self.optimizers = build_optimizers(
             self.model,

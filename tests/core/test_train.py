@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import checkpoint
-from core.augment import Augmentation
+from core.augment import Augmentation, normalise
 from core.batches import Batches
 from core.data import Dataset, ImageSet, make_dataset
 from core.evaluate import evaluate
@@ -207,6 +207,22 @@ def test_the_plan_pays_for_shrunk_pictures_and_for_muon(shapes: Dataset, model: 
             run.train_until(first + 1)
         counted = planned.train_flops(first + 1) - planned.train_flops(first)
         assert counter.get_total_flops() == pytest.approx(counted, rel=1e-6)
+
+
+def test_the_whitening_suits_every_class_where_pictures_stand_class_by_class() -> None:
+    random = np.random.default_rng(0)
+    dark = random.integers(0, 40, (1300, 8, 8, 3), np.uint8)
+    bright = random.integers(0, 256, (1300, 8, 8, 3), np.uint8)
+    pictures = ImageSet(
+        images=np.concatenate([dark, bright]), labels=np.arange(2).repeat(1300), class_names=("dark", "bright")
+    )
+    data = make_dataset(name="sorted", source="generated", train=pictures, test=pictures)
+    model = ConvNetConfig(image_size=8, num_classes=2, width=4, num_stages=1)
+    run = _Run(config(model=model), data)
+    with torch.no_grad():
+        seen = run.model.get_submodule("stem")(normalise(run.batches.images, run.mean, run.std))
+    outputs = seen.permute(0, 2, 3, 1).reshape(-1, 24)[:, :12]
+    torch.testing.assert_close(outputs.T @ outputs / len(outputs), torch.eye(12), rtol=0, atol=0.1)
 
 
 def test_averaged_batch_norms_are_whole_and_follow_the_running_ones(shapes: Dataset) -> None:
