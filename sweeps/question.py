@@ -1,6 +1,7 @@
 """A sweep's question, and what the flags make of it: the settings all trials share, the points, and their cost."""
 
 import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +99,8 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
     """Work out what the trials share and where they differ.
 
     Raises:
-        UsageError: `--set` or `--vary` names an unknown field, or one that the sweep or another flag decides.
+        UsageError: `--set` or `--vary` names an unknown field, or one that the sweep or another flag decides, or one
+            without which two levels would be the same.
     """
     seeds = flags.seeds or 1
     overrides, varied = parse_overrides(flags.set), parse_choices(flags.vary)
@@ -107,6 +109,7 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
         if name in (*grid, *_DECIDED_BY_FLAGS):
             raise UsageError(f"--set {name}: this sweep or another flag decides it")
         _check_known("--set", name)
+    _check_levels_differ(sweep, grid[sweep.factor].values, overrides, varied)
     forced = {**(_SMOKE if flags.smoke else {}), **overrides}
     if flags.scheduler == "asha":
         forced["schedule"] = "trapezoid"
@@ -156,6 +159,23 @@ def _grid(sweep: Sweep, varied: Mapping[str, tuple[Any, ...]]) -> dict[str, Choi
 def _check_known(flag: str, name: str) -> None:
     if name not in SETTABLE_FIELDS:
         raise UsageError(f"{flag} {name}: unknown; there are: {', '.join(sorted(SETTABLE_FIELDS))}")
+
+
+def _check_levels_differ(
+    sweep: Sweep, levels: Sequence[Any], overrides: Mapping[str, Any], varied: Mapping[str, Any]
+) -> None:
+    """Refuse fields that go before those of the levels where two levels differ in nothing else."""
+    for level, other in itertools.combinations(levels, 2) if sweep.bundles else ():
+        one, two = sweep.bundles[level], sweep.bundles[other]
+        differing = sorted(
+            name for name in {*one, *two} if name not in one or name not in two or one[name] != two[name]
+        )
+        if differing and all(name in overrides or name in varied for name in differing):
+            named = ", ".join(f"{'--set' if name in overrides else '--vary'} {name}" for name in differing)
+            raise UsageError(
+                f"{named}: {level} and {other} differ in nothing else and would be trained alike; "
+                f"vary {sweep.factor} instead, or keep one of them by --vary {sweep.factor}={level}"
+            )
 
 
 def _without_repetitions(points: list[Point], sweep: Sweep, grid: Mapping[str, Choice]) -> list[Point]:

@@ -106,6 +106,35 @@ def test_levels_can_be_picked_and_meaningless_repetitions_are_left_out() -> None
 
 
 @pytest.mark.parametrize(
+    ("name", "flags", "named"),
+    [
+        ("kd_temperature", {"set": ("temperature=3",)}, "--set temperature: no-teacher and T1 differ in nothing else"),
+        ("kd_temperature", {"set": ("teacher=x",), "vary": ("temperature=3,6",)}, "--vary temperature: no-teacher and"),
+        ("augmentation", {"set": ("mixup_alpha=0.4",)}, "--set mixup_alpha: all and without-mixup .* recipe=all"),
+        ("augmentation", {"vary": ("flip=true,alternating",)}, "--vary flip: all and without-flip"),
+        ("block_design", {"set": ("mlp_ratio=3",)}, "--set mlp_ratio: reference and mlp-1x"),
+        ("architecture", {"set": ("qk_norm=true", "flip=true")}, "--set flip, --set qk_norm: vit and explicit"),
+    ],
+)
+def test_what_would_make_two_levels_the_same_is_refused(name: str, flags: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        resolved(SWEEPS[name], **flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("architecture", {"set": ("depth=9", "trunk_width=64", "teacher=x")}),
+        ("augmentation", {"set": ("model=hybrid", "embed_dim=128")}),
+        ("augmentation", {"vary": ("recipe=all,bare", "mixup_alpha=0.2,0.4")}),
+        ("kd_temperature", {"set": ("teacher=x",), "vary": ("distillation=T4", "temperature=3,6")}),
+    ],
+)
+def test_what_leaves_the_levels_different_may_be_set(name: str, flags: dict[str, Any]) -> None:
+    assert resolved(SWEEPS[name], **flags).points
+
+
+@pytest.mark.parametrize(
     ("vary", "message"),
     [
         ("row=vit,vgg", "--vary row: no vgg; there are: vit, vit-regularised"),
