@@ -45,7 +45,9 @@ def importance(results: SweepResults) -> dict[str, float]:
     """
     done = results.trials.query("status == 'completed'")
     columns = {c: pd.Series(done[c]) for c in (*results.factors, "config/seed")}
-    names = [c for c, values in columns.items() if values.nunique() > 1]
+    # What is missing is the setting `none`, a choice like the others.
+    columns = {c: v.astype(object).where(v.notna(), None) if v.hasnans else v for c, v in columns.items()}
+    names = [c for c, values in columns.items() if values.nunique(dropna=False) > 1]
     if len(names) < 2 or len(done) < 8:
         return {}
     # scikit-learn comes with it, and takes a second to load.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import infer_dtype
 from scipy.special import stdtrit
 
 TRIALS_FILE, EPOCHS_FILE, SWEEP_FILE = "trials.parquet", "epochs.parquet", "sweep.json"
@@ -95,7 +96,10 @@ class TrialRecord:
 
 
 def to_frames(records: Iterable[TrialRecord]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The two frames, sorted by trial name; a trial that never reported still has its row."""
+    """The two frames, sorted by trial name; a trial that never reported still has its row.
+
+    A setting that is a word in some trials and a number, true or false in others is a word in all.
+    """
     rows, epochs = [], []
     for record in sorted(records, key=lambda r: (r.name, r.trial_id)):
         last = record.history[-1] if record.history else {}
@@ -108,6 +112,10 @@ def to_frames(records: Iterable[TrialRecord]) -> tuple[pd.DataFrame, pd.DataFram
         rows.append(row)
         epochs.extend({"trial": record.name, **epoch} for epoch in record.history)
     trials = pd.DataFrame(rows)
+    for column in trials:
+        if str(column).startswith("config/") and infer_dtype(trials[column], skipna=True).startswith("mixed"):
+            # A column of parquet is of one type.
+            trials[column] = trials[column].map(str, na_action="ignore").astype("string")
     for column in ("test_accuracy", *_TRIAL_METRICS, "wall_s", "cpu_s"):
         trials[column] = trials[column].astype("float64")
     for column in ("epoch", "num_params", "images_seen", "attempt"):

@@ -33,7 +33,7 @@ from sweeps.space import Point
 from sweeps.storage import has_whole_snapshot, patiently, storage_failure
 from sweeps.study import StudyWriter, distributions, to_distribution
 from sweeps.teacher import with_teacher
-from sweeps.trial import TrialSettings, measure_test_accuracy, run_trial, trial_name
+from sweeps.trial import TrialSettings, folder_name, measure_test_accuracy, run_trial
 
 # How often a trial is tried again, from its last checkpoint, when its machine or process dies; `Observer` counts anew
 # with every epoch that the trial gets on.
@@ -174,9 +174,9 @@ class Runner:
             param_space = {name: tune.choice([point[name] for point in points]) for name in points[0]}
             search_alg = BasicVariantGenerator(points_to_evaluate=[dict(point) for point in points])
 
-        def folder_name(trial: Any) -> str:
+        def name_folder(trial: Any) -> str:
             # A searcher may suggest a setting twice; a grid has each once and finds its folder again by the setting.
-            name = trial_name(trial.config)
+            name = folder_name(trial.config)
             return f"{name},{trial.trial_id}" if searching else name
 
         return tune.Tuner(
@@ -193,7 +193,7 @@ class Runner:
                 if searching
                 else None,
                 reuse_actors=True,
-                trial_dirname_creator=folder_name,
+                trial_dirname_creator=name_folder,
             ),
             run_config=tune.RunConfig(
                 name=stage,
@@ -254,8 +254,10 @@ class Runner:
 
     def _report(self) -> None:
         results = load(self.run.path)
-        render(results, self.sweep.answer)
-        self.run.publish()
+        try:
+            render(results, self.sweep.answer)
+        finally:  # a figure that cannot be drawn must not keep the results from where they belong
+            self.run.publish()
         console.conclude(results, self.sweep.answer, self.run)
 
 

@@ -1,6 +1,7 @@
 """One trial: a setting turned into a `TrainConfig`, trained by `core.train`, reported to Tune. Runs on a worker."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -28,6 +29,8 @@ from sweeps.storage import check_there, download, filesystem_of, patiently
 logger = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.json"
+# A file system takes 255 bytes; the runner and Tune add to the name what makes it unique.
+_LONGEST_FOLDER_NAME = 240
 
 _DATA_FIELDS = frozenset({"image_size", "in_channels", "num_classes"})
 _MODEL_FIELDS = {
@@ -102,9 +105,19 @@ def configure(fields: Mapping[str, Any], data: Dataset, shared: frozenset[str] =
 
 
 def trial_name(point: Mapping[str, Any]) -> str:
-    """A folder name that tells a setting, the same for the same setting: `learning_rate=0.002,patch_size=4,seed=1`."""
+    """A name that tells a setting, the same for the same setting: `learning_rate=0.002,patch_size=4,seed=1`."""
     settings = sorted((k, v) for k, v in point.items() if k != "seed")
     return ",".join([*(f"{name}={value}" for name, value in settings), f"seed={point['seed']}"])
+
+
+def folder_name(point: Mapping[str, Any]) -> str:
+    """The trial's name; one that is too long for a folder, or has a slash, is mended and ends with a hash of itself."""
+    name = trial_name(point)
+    if "/" not in name and len(name.encode()) <= _LONGEST_FOLDER_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    kept = name.replace("/", "_").encode()[: _LONGEST_FOLDER_NAME - len(digest) - 1].decode(errors="ignore")
+    return f"{kept},{digest}"
 
 
 def run_trial(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> None:

@@ -82,6 +82,16 @@ def test_every_trial_has_a_row_also_one_that_never_reported(tmp_path: Path) -> N
     assert results.factors == ["config/patch_size"]
 
 
+def test_a_setting_of_words_and_truths_is_kept_and_reported(tmp_path: Path) -> None:
+    records = [record(p, s, 0.1 * p, flip=flip) for p in (4, 8) for s in range(2) for flip in (True, "alternating", 1)]
+    results = example(tmp_path, records)
+    assert set(results.trials["config/flip"]) == {"True", "alternating", "1"}
+    render(results, answer)
+    assert [level.n for level in levels(results.trials, "patch_size")] == [2, 2]
+    (tmp_path / "pure").mkdir()
+    assert example(tmp_path / "pure", [record(4, 0, 0.5, flip=True)]).trials["config/flip"].dtype == bool
+
+
 def test_finalists_are_the_best_completed_setting_of_each_level_with_all_seeds() -> None:
     records = [
         *(record(4, seed, 0.6, learning_rate=0.1) for seed in range(2)),
@@ -141,6 +151,13 @@ def test_importance_is_drawn_where_two_settings_vary(tmp_path: Path) -> None:
     shares = importance(results)
     assert shares["patch_size"] > 0.8 > 0.2 > shares["seed"]
     assert f"- patch_size: {100 * shares['patch_size']:.0f}%" in (tmp_path / "report.md").read_text()
+
+
+def test_none_among_numbers_is_a_setting_of_its_own(tmp_path: Path) -> None:
+    scales = ((None, 0.1), (1e-4, 0.4), (0.1, 0.8))
+    records = [record(p, s, gain + 0.01 * s, layer_scale=v) for p in (4, 8) for s in range(2) for v, gain in scales]
+    shares = importance(example(tmp_path, records))
+    assert shares["layer_scale"] > 0.8
 
 
 def test_the_pareto_front_holds_what_nothing_cheaper_beats() -> None:

@@ -12,6 +12,7 @@ from core.models import HybridConfig, ViTConfig
 from sweeps.flags import Flags, UsageError
 from sweeps.question import Sweep, plans_by_level, resolve, with_defaults
 from sweeps.teacher import with_teacher
+from sweeps.trial import folder_name
 
 SWEEPS = {
     name: importlib.import_module(f"sweeps.{name}").SWEEP
@@ -145,6 +146,18 @@ def test_what_leaves_the_levels_different_may_be_set(name: str, flags: dict[str,
 def test_what_cannot_be_varied_is_named(vary: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         resolved(SWEEPS["architecture"], vary=(vary,))
+
+
+def test_every_trial_has_a_folder_of_its_own_whatever_its_settings_are_called(tmp_path: Path) -> None:
+    assert (
+        folder_name({"patch_size": 4, "learning_rate": 0.002, "seed": 1}) == "learning_rate=0.002,patch_size=4,seed=1"
+    )
+    with_slashes = [{"teacher": f"results/a{sign}best", "seed": 0} for sign in "/_"]
+    drawn = resolved(SWEEPS["augmentation"], search="random").points
+    names = [folder_name(point) for point in (*with_slashes, *drawn)]
+    assert len(set(names)) == len(names)
+    for name in names:
+        (tmp_path / f"{name},0123abcd").mkdir()
 
 
 def test_distilling_without_a_teacher_says_how_to_get_one(shapes: Dataset, tmp_path: Path) -> None:
