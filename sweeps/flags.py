@@ -1,9 +1,11 @@
 """The command line that all sweeps share."""
 
+import dataclasses
 import re
 import shlex
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +21,12 @@ class UsageError(Exception):
 def _optional(metavar: str, default: str) -> Any:
     """How a flag that may be left out is shown in the help."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+def _repeatable(metavar: str) -> Any:
+    """How a flag with any number of words is read that may be given more than once: as a tuple of them each time."""
+    hint = "(default: none; may be repeated)"
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint, constructor=tuple[tuple[str, ...], ...])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +52,9 @@ class Flags:
     """Another number draws other settings."""
     scheduler: Literal["none", "asha"] = "none"
     """`asha` stops the trials that fall behind, and trains all with a schedule that is safe to stop early."""
-    set: Annotated[tuple[str, ...], _optional("NAME=VALUE ...", "none")] = ()
+    set: Annotated[tuple[str, ...], _repeatable("NAME=VALUE ..."), tyro.conf.UseAppendAction] = ()
     """Fix fields of the model or the training for all trials, such as --set depth=9 batch_size=256."""
-    vary: Annotated[tuple[str, ...], _optional("NAME=A,B,...", "none")] = ()
+    vary: Annotated[tuple[str, ...], _repeatable("NAME=A,B,..."), tyro.conf.UseAppendAction] = ()
     """Give what is varied other values, or vary one more field, such as --vary patch_size=4,8 batch_size=128,256."""
     cpus_per_trial: int = 1
     """CPUs of a trial; its PyTorch uses as many threads."""
@@ -87,7 +95,10 @@ class Flags:
 def parse(description: str | None, program: str) -> Flags:
     """Read `sys.argv`; `--help` and a mistaken flag end the program (exit codes 0 and 2)."""
     try:
-        return tyro.cli(Flags, description=description, prog=program, config=(tyro.conf.FlagCreatePairsOff,))
+        flags = tyro.cli(Flags, description=description, prog=program, config=(tyro.conf.FlagCreatePairsOff,))
+        return dataclasses.replace(
+            flags, set=tuple(chain.from_iterable(flags.set)), vary=tuple(chain.from_iterable(flags.vary))
+        )
     except UsageError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USAGE)
@@ -101,7 +112,7 @@ def parse_choices(pairs: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
         values = text.split(",")
         if not equals or not name or not all(values) or len(set(values)) < len(values):
             raise UsageError(f"--vary takes NAME=A,B,... with different values, got {pair!r}")
-        choices[name.replace("-", "_")] = tuple(_parse_value(value) for value in values)
+        _add(choices, "--vary", name, tuple(_parse_value(value) for value in values))
     return choices
 
 
@@ -112,8 +123,15 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or not name or not text:
             raise UsageError(f"--set takes NAME=VALUE, got {pair!r}")
-        overrides[name.replace("-", "_")] = _parse_value(text)
+        _add(overrides, "--set", name, _parse_value(text))
     return overrides
+
+
+def _add(known: dict[str, Any], flag: str, name: str, value: Any) -> None:
+    name = name.replace("-", "_")
+    if name in known:
+        raise UsageError(f"{flag} {name} is given twice")
+    known[name] = value
 
 
 def _parse_value(text: str) -> Any:

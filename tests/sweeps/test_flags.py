@@ -31,6 +31,15 @@ def test_flags_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_words(monkeypatch).set == ()
 
 
+def test_set_and_vary_may_be_repeated_but_no_name_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = parse_words(monkeypatch, "--set", "a=1", "b=2", "--vary", "d=1,2", "--set", "c=3", "--vary", "e=4", "f=5")
+    assert (flags.set, flags.vary) == (("a=1", "b=2", "c=3"), ("d=1,2", "e=4", "f=5"))
+    with pytest.raises(UsageError, match="--set drop_path_rate is given twice"):
+        parse_overrides(("drop-path-rate=0.1", "drop_path_rate=0.2"))
+    with pytest.raises(UsageError, match="--vary depth is given twice"):
+        parse_choices(("depth=2", "depth=3"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
