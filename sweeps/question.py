@@ -23,6 +23,7 @@ _SMOKE = {
     **{"batch_size": 64, "reports": 2, "compile": False},
 }
 _REPORTS = 8
+_STOPPABLE = "trapezoid"
 _DECIDED_BY_FLAGS = ("seed", "flops", "epochs", "images")
 
 
@@ -109,25 +110,25 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
         if name in (*grid, *_DECIDED_BY_FLAGS):
             raise UsageError(f"--set {name}: this sweep or another flag decides it")
         _check_known("--set", name)
-    _check_levels_differ(sweep, grid[sweep.factor].values, overrides, varied)
+    levels = grid[sweep.factor].values if flags.search == "grid" else _searched_levels(sweep, varied, flags.search)
+    _check_levels_differ(sweep, levels, overrides, varied)
     forced = {**(_SMOKE if flags.smoke else {}), **overrides}
     if flags.scheduler == "asha":
-        forced["schedule"] = "trapezoid"
+        if {overrides.get("schedule"), *varied.get("schedule", ())} - {None, _STOPPABLE}:
+            raise UsageError(f"schedule: --scheduler asha stops trials early and trains all with {_STOPPABLE}")
+        forced["schedule"] = _STOPPABLE
     base = {"reports": _REPORTS, **sweep.base, **_budget(flags), **forced}
     bundles = {
         level: {name: value for name, value in bundle.items() if name not in forced}
         for level, bundle in sweep.bundles.items()
     }
-    space: dict[str, Domain] = dict(grid)
+    space: dict[str, Domain] = {**grid, sweep.factor: Choice(levels)}
     if flags.search == "grid":
         points = _without_repetitions(grid_points(grid, seeds), sweep, grid)
     else:
-        if sweep.search_levels is not None:
-            space[sweep.factor] = Choice(sweep.search_levels)
         space |= {name: domain for name, domain in sweep.search.items() if name not in (*overrides, *varied)}
         points = random_points(space, flags.num_samples, seeds, flags.search_seed)
     if flags.search == "optuna":
-        levels = sweep.search_levels or grid[sweep.factor].values
         points = [{**points[0], sweep.factor: level, "seed": 0} for level in levels]
     return Resolved(
         recipe=Recipe(base=base, factor=sweep.factor, bundles=bundles),
@@ -154,6 +155,18 @@ def _grid(sweep: Sweep, varied: Mapping[str, tuple[Any, ...]]) -> dict[str, Choi
             _check_known("--vary", name)
         grid[name] = Choice(values)
     return grid
+
+
+def _searched_levels(sweep: Sweep, varied: Mapping[str, tuple[Any, ...]], search: str | None) -> tuple[Any, ...]:
+    """The levels that a random search or Optuna draws from: those that are named, else the sweep's."""
+    known = sweep.search_levels or sweep.grid[sweep.factor].values
+    chosen = varied.get(sweep.factor, known)
+    if sweep.search_levels and (useless := [str(level) for level in chosen if level not in known]):
+        raise UsageError(
+            f"--vary {sweep.factor}: --search {search} cannot use {', '.join(useless)}; "
+            f"it draws from: {', '.join(map(str, known))}"
+        )
+    return chosen
 
 
 def _check_known(flag: str, name: str) -> None:

@@ -46,6 +46,10 @@ def test_a_search_has_no_more_trials_than_there_are_settings() -> None:
 
 def test_asha_trains_with_a_schedule_that_may_be_stopped() -> None:
     assert resolved(scheduler="asha").base["schedule"] == "trapezoid"
+    assert resolved(scheduler="asha", set=("schedule=trapezoid",)).base["schedule"] == "trapezoid"
+    for flags in ({"set": ("schedule=cosine",)}, {"vary": ("schedule=cosine,trapezoid",)}):
+        with pytest.raises(UsageError, match="schedule: --scheduler asha stops trials early"):
+            resolved(scheduler="asha", **flags)
 
 
 def test_budgets_exclude_each_other() -> None:

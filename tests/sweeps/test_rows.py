@@ -11,6 +11,7 @@ from core.data import Dataset
 from core.models import HybridConfig, ViTConfig
 from sweeps.flags import Flags, UsageError
 from sweeps.question import Sweep, plans_by_level, resolve, with_defaults
+from sweeps.space import Choice
 from sweeps.teacher import with_teacher
 from sweeps.trial import folder_name
 
@@ -127,6 +128,7 @@ def test_what_would_make_two_levels_the_same_is_refused(name: str, flags: dict[s
     [
         ("architecture", {"set": ("depth=9", "trunk_width=64", "teacher=x")}),
         ("augmentation", {"set": ("model=hybrid", "embed_dim=128")}),
+        ("augmentation", {"set": ("mixup_alpha=0.4",), "search": "random"}),
         ("augmentation", {"vary": ("recipe=all,bare", "mixup_alpha=0.2,0.4")}),
         ("kd_temperature", {"set": ("teacher=x",), "vary": ("distillation=T4", "temperature=3,6")}),
     ],
@@ -146,6 +148,16 @@ def test_what_leaves_the_levels_different_may_be_set(name: str, flags: dict[str,
 def test_what_cannot_be_varied_is_named(vary: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         resolved(SWEEPS["architecture"], vary=(vary,))
+
+
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_a_search_draws_from_the_levels_that_are_named(search: str) -> None:
+    flags = {"search": search, "set": ("teacher=x",), "seeds": 1}
+    result = resolved(SWEEPS["kd_temperature"], vary=("distillation=T2,T4",), **flags)
+    assert result.space["distillation"] == Choice(("T2", "T4"))
+    assert {point["distillation"] for point in result.points} == {"T2", "T4"}
+    with pytest.raises(UsageError, match=f"--search {search} cannot use no-teacher; it draws from: T1, T2, T4, T8"):
+        resolved(SWEEPS["kd_temperature"], vary=("distillation=no-teacher,T4",), **flags)
 
 
 def test_every_trial_has_a_folder_of_its_own_whatever_its_settings_are_called(tmp_path: Path) -> None:
