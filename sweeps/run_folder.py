@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from core.runtime import describe_machine, source_commit
 from sweeps.flags import Flags, UsageError, command_line
 from sweeps.question import Resolved, Sweep, with_defaults
 from sweeps.results import EPOCHS_FILE, SWEEP_FILE, TRIALS_FILE, write_frame, write_json
-from sweeps.storage import download, remove, upload
+from sweeps.storage import download, exists, remove, upload
 from sweeps.trial import copy_checkpoint
 
 
@@ -28,11 +28,13 @@ class RunFolder:
 
     Where STORAGE is a URI the trials are kept under it and the folder itself under `results/`. The record is there too
     from the beginning, so that `--resume URI` can begin from it on any machine; `publish` copies the rest at the end.
+    `shared` names what a new run has put there before it started.
     """
 
     path: Path
     flags: Flags
     record: dict[str, Any]
+    shared: list[str] = field(default_factory=list)
 
     @property
     def storage(self) -> str:
@@ -96,17 +98,24 @@ class RunFolder:
         if not self.keeps_trials_here:
             upload(self.path, self.storage)
 
-    def share(self) -> None:
+    def share(self, *, is_new: bool) -> None:
         """Copy the record beside the trials where those are kept under a URI.
 
         Raises:
-            UsageError: it cannot be written there.
+            UsageError: it cannot be written there, or another run's is there already and this one is new.
         """
         if self.keeps_trials_here:
             return
+        file = f"{self.storage}/{SWEEP_FILE}"
         with tempfile.TemporaryDirectory() as alone:
             write_json(self.record, Path(alone) / SWEEP_FILE)
             try:
+                if is_new:
+                    if exists(file):
+                        raise UsageError(
+                            f"{self.storage} exists; go on with it by --resume {self.storage}, or choose another --name"
+                        )
+                    self.shared.append(file)
                 upload(Path(alone), self.storage)
             except (OSError, ValueError) as error:
                 raise UsageError(f"results cannot be written to {self.storage}: {error}; see --storage") from error
@@ -129,11 +138,11 @@ class RunFolder:
             )
 
     def discard(self) -> None:
-        """Remove the folder of a run that did not start, and its record elsewhere."""
+        """Remove the folder of a run that did not start, and what it has shared."""
         shutil.rmtree(self.path, ignore_errors=True)
-        if not self.keeps_trials_here:
+        for file in self.shared:
             with contextlib.suppress(OSError, ValueError):
-                remove(f"{self.storage}/{SWEEP_FILE}")
+                remove(file)
 
     def _write_record(self, status: str) -> None:
         self.record["status"] = status

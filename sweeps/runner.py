@@ -92,7 +92,7 @@ class Runner:
         if not resuming:  # else most of it is there already
             largest = max(plan.num_params for plan in self.plans.values() if plan)
             run.check_free_space(self.resolved.num_trials, largest)
-        run.share()
+        run.share(is_new=not resuming)
         cluster.connect(self.flags.address)
         gpus = self.flags.gpus_per_trial
         self.gpus = gpus if gpus is not None else float(cluster.has_gpus())

@@ -133,6 +133,12 @@ def download(source: str, target: Path) -> None:
     pyarrow.fs.copy_files(root, str(target), source_filesystem=filesystem, destination_filesystem=_LOCAL)
 
 
+def exists(file: str) -> bool:
+    """Whether a file is at a path or URI."""
+    filesystem, path = filesystem_of(file)
+    return filesystem.get_file_info(path).type == pyarrow.fs.FileType.File
+
+
 def remove(file: str) -> None:
     """Delete a file at a path or URI."""
     filesystem, path = filesystem_of(file)

@@ -91,6 +91,27 @@ def test_a_taken_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "results/patch_size/mine exists" in message and "--resume results/patch_size/mine" in message
 
 
+def test_a_name_taken_under_a_uri_is_refused_and_its_record_stays(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    taken = tmp_path / "bucket" / "patch_size" / "mine" / "sweep.json"
+    taken.parent.mkdir(parents=True)
+    taken.write_text("of another run, started on another machine")
+    uri = f"file://{tmp_path}/bucket"
+    message = refused(capsys, name="mine", storage=uri)
+    assert f"{uri}/patch_size/mine exists; go on with it by --resume {uri}/patch_size/mine" in message
+    assert taken.read_text() == "of another run, started on another machine"
+    assert not list(Path("results/patch_size").iterdir())
+
+
+def test_a_run_that_cannot_start_takes_its_record_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    there = tmp_path / "bucket" / "patch_size" / "mine"
+    there.mkdir(parents=True)
+    message = refused(capsys, name="mine", storage=f"file://{tmp_path}/bucket", address="127.0.0.1:9")
+    assert "the Ray cluster at 127.0.0.1:9 cannot be joined" in message  # which is tried after the record is shared
+    assert not list(there.iterdir())
+
+
 def test_settings_that_no_trial_can_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no trial can be trained: num_heads=7 does not divide" in refused(capsys, set=("num_heads=7",), smoke=False)
     assert "unknown; there are:" in refused(capsys, set=("breadth=7",))
