@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sweeps.results import Level
+from sweeps.results import Level, differences
 
 
 def ranking(levels: Sequence[Level], noun: str) -> str:
@@ -13,7 +13,7 @@ def ranking(levels: Sequence[Level], noun: str) -> str:
         return f"{name} has {_accuracy(best)} test accuracy, and nothing to be compared with."
     text = f"{name} is best: {_accuracy(best)} test accuracy"
     second, last = others[0], others[-1]
-    text += f", {distance(best, second)} {noun} {second.value}{doubt(best, second)}"
+    text += f", {distance(best, second)} {noun} {second.value}{doubt(levels, best, second)}"
     if last is not second:
         text += f" and {distance(best, last)} {noun} {last.value}"
     return text + "."
@@ -25,7 +25,7 @@ def comparison(levels: Sequence[Level], value: str, other: str) -> str | None:
     if value not in found or other not in found:
         return None
     a, b = found[value], found[other]
-    return f"{_capitalised(value)} is {distance(a, b)} {other}{doubt(a, b)}."
+    return f"{_capitalised(value)} is {distance(a, b)} {other}{doubt(levels, a, b)}."
 
 
 def distance(level: Level, other: Level) -> str:
@@ -34,10 +34,10 @@ def distance(level: Level, other: Level) -> str:
     return f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}"
 
 
-def doubt(level: Level, other: Level) -> str:
-    """A caveat where the distance is no more than twice the spread over seeds."""
-    spread = max(level.test_std, other.test_std)  # NaN, so never below the lead, where there is one seed
-    is_clear = abs(level.test_mean - other.test_mean) > 2 * spread
+def doubt(levels: Sequence[Level], level: Level, other: Level) -> str:
+    """A caveat where the 95% interval of the distance holds zero, or there is none: see `results.differences`."""
+    found = next(one for one in differences(levels, other.value) if one.value == level.value)
+    is_clear = found.low > 0 or found.high < 0
     return "" if is_clear else f" (chance alone could explain it, n={min(level.n, other.n)})"
 
 

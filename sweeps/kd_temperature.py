@@ -31,7 +31,8 @@ TEMPERATURES: dict[str, dict[str, Any]] = {
 def answer(levels: Sequence[Level]) -> str:
     """The best temperature, which others chance alone could part from it, and what the teacher is worth."""
     best = next((level for level in levels if level.value != "no-teacher"), levels[0])
-    alike = [level.value for level in levels if level.value not in ("no-teacher", best.value) and doubt(best, level)]
+    others = [level for level in levels if level.value not in ("no-teacher", best.value)]
+    alike = [level.value for level in others if doubt(levels, best, level)]
     flat = f" No clear difference from it: {', '.join(alike)}." if alike else ""
     gain = comparison(levels, best.value, "no-teacher") if best.value != "no-teacher" else None
     return ranking(levels, "distillation") + flat + (f" {gain}" if gain else "")

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +7,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sweeps.answer import doubt
 from sweeps.figures import importance, pareto_front
 from sweeps.patch_size import SWEEP, answer
 from sweeps.report import answer_of, markdown_table, render, summary_rows
-from sweeps.results import ResultsError, SweepResults, TrialRecord, finalists, levels, load, to_frames
+from sweeps.results import (
+    Level,
+    ResultsError,
+    SweepResults,
+    TrialRecord,
+    differences,
+    finalists,
+    levels,
+    load,
+    to_frames,
+)
 
 
 def record(patch_size: int, seed: int, accuracy: float | None, status: str = "completed", **more: Any) -> TrialRecord:
@@ -126,6 +138,25 @@ def test_the_answer_names_the_winner_its_lead_and_doubt(tmp_path: Path) -> None:
     )
     nothing = example(tmp_path / "none", [record(4, 0, None, status="failed")])
     assert answer_of(nothing, answer) == "No trial was completed, so there is no answer."
+
+
+def level(value: str, test_mean: float, test_std: float, n: int = 2) -> Level:
+    unused = dict.fromkeys(("train_flops", "teacher_flops", "images_seen", "passes", "wall_s", "cpu_s"), 0.0)
+    accuracies = {"val_mean": test_mean, "val_std": test_std, "test_mean": test_mean, "test_std": test_std}
+    return Level(value=value, n=n, num_params=1, **accuracies, **unused)
+
+
+def test_doubt_says_what_the_interval_beside_it_says() -> None:
+    noisy, quiet, alone = level("noisy", 0.53, 0.012), level("quiet", 0.5, 0.012), level("alone", 0.4, math.nan, n=1)
+    assert doubt([noisy, quiet], noisy, quiet)  # 3 points, 2.5 times the spread: t with 2 degrees of freedom asks more
+    many = [level("noisy", 0.53, 0.012, n=5), level("quiet", 0.51, 0.012, n=5)]
+    assert not doubt(many, *many)  # 2 points, 1.7 times the spread of five seeds
+    for found in ([noisy, quiet], many, [noisy, quiet, alone]):
+        (first, *_), (found_one, *_) = found, differences(found, "quiet")
+        assert bool(doubt(found, first, found[1])) == (found_one.low <= 0 <= found_one.high)
+    assert not doubt([noisy, quiet, alone], noisy, alone)  # the others tell how much seeds vary
+    for one, two in ((alone, level("x", 0.9, math.nan, n=1)), (level("x", 0.9, math.nan, n=1), alone)):
+        assert "n=1" in doubt([one, two], one, two)
 
 
 def test_the_report_is_whole_and_escaped(tmp_path: Path) -> None:
