@@ -46,10 +46,10 @@ DESIGNS: dict[str, dict[str, Any]] = {
 
 
 def answer(levels: Sequence[Level]) -> str:
-    """The best design, and our blocks beside PyTorch's on the same trunk."""
+    """The best design on patches alone, and our blocks beside PyTorch's on the same trunk."""
     blocks = [comparison(levels, "cnn+explicit", "cnn+encoder"), comparison(levels, "cnn+explicit", "cnn-alone")]
     patches = [level for level in levels if not level.value.startswith("cnn")]
-    sentences = [ranking(patches, "design")] if patches else []
+    sentences = [ranking(patches, "patch-only design")] if patches else []
     return " ".join([*sentences, *(sentence for sentence in blocks if sentence)])
 
 

@@ -33,7 +33,7 @@ def answer(levels: Sequence[Level]) -> str:
     best = next((level for level in levels if level.value != "no-teacher"), levels[0])
     others = [level for level in levels if level.value not in ("no-teacher", best.value)]
     alike = [level.value for level in others if doubt(levels, best, level)]
-    flat = f" No clear difference from it: {', '.join(alike)}." if alike else ""
+    flat = f" No clear difference from {best.value}: {', '.join(alike)}." if alike else ""
     gain = comparison(levels, best.value, "no-teacher") if best.value != "no-teacher" else None
     return ranking(levels, "distillation") + flat + (f" {gain}" if gain else "")
 

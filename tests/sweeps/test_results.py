@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sweeps import block_design, kd_temperature
 from sweeps.answer import doubt
 from sweeps.figures import importance, pareto_front
 from sweeps.patch_size import SWEEP, answer
@@ -157,6 +158,13 @@ def test_doubt_says_what_the_interval_beside_it_says() -> None:
     assert not doubt([noisy, quiet, alone], noisy, alone)  # the others tell how much seeds vary
     for one, two in ((alone, level("x", 0.9, math.nan, n=1)), (level("x", 0.9, math.nan, n=1), alone)):
         assert "n=1" in doubt([one, two], one, two)
+
+
+def test_answers_name_what_they_compare() -> None:
+    found = [level("no-teacher", 0.9, 0.01), level("T4", 0.6, 0.01), level("T2", 0.59, 0.01), level("T1", 0.2, 0.01)]
+    assert " No clear difference from T4: T2. T4 is 30.0 points below no-teacher." in kd_temperature.answer(found)
+    found = [level("cnn+explicit", 0.9, 0.01), level("qk-norm", 0.6, 0.01)]
+    assert block_design.answer(found).startswith("Patch-only design qk-norm has 60.0")
 
 
 def test_the_report_is_whole_and_escaped(tmp_path: Path) -> None:
