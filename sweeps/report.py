@@ -100,13 +100,16 @@ def _content(results: SweepResults, answer: Answer, importance: Mapping[str, flo
     shown = ["trial", "status", "val_accuracy", "test_accuracy", "train_flops", "images_seen", "wall_s", "error"]
     every = trials.sort_values("val_accuracy", ascending=False)[shown]
     machine = sweep["machine"]
+    of_teacher = trials["teacher_flops"].sum() if "teacher_flops" in trials else 0
     return {
         "title": sweep["question"],
         "answer": answer_of(results, answer),
         "summary": (headings, rows),
         "differences": difference_rows(results),
         "cost": (
-            f"{trials['train_flops'].sum():.3g} training FLOPs in {len(trials)} trials, "
+            f"{trials['train_flops'].sum():.3g} training FLOPs"
+            + (f" and {of_teacher:.3g} FLOPs of the teacher's forward passes" if of_teacher else "")
+            + f" in {len(trials)} trials, "
             f"{trials['cpu_s'].sum() / 3600:.2f} CPU hours"
         ),
         "counts": ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items()),

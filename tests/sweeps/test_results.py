@@ -167,6 +167,16 @@ def test_answers_name_what_they_compare() -> None:
     assert block_design.answer(found).startswith("Patch-only design qk-norm has 60.0")
 
 
+def test_the_cost_names_the_teachers_share(tmp_path: Path) -> None:
+    results = example(tmp_path)
+    render(results, answer)
+    assert "Cost: 1.4e+10 training FLOPs in 8 trials" in (tmp_path / "report.md").read_text()
+    results.trials.loc[:1, "teacher_flops"] = 1e9
+    render(results, answer)
+    text = (tmp_path / "report.md").read_text()
+    assert "Cost: 1.4e+10 training FLOPs and 2e+09 FLOPs of the teacher's forward passes in 8 trials" in text
+
+
 def test_the_report_is_whole_and_escaped(tmp_path: Path) -> None:
     results = example(tmp_path)
     render(results, answer)
