@@ -188,13 +188,15 @@ def run(settings: Settings) -> int:
         if len(labelled) < 4:
             raise UsageError(f"{len(labelled)} labelled pictures are too few: at least 4 are needed")
         settings.load_models()  # what cannot be loaded is said now, not by every trial
-        folder.mkdir(parents=True)
-        write_json(_plain(settings), folder / "settings.json")
     else:
         settings = _settings_of(folder, settings.address)
         labelled = settings.load_pictures()
     cluster.connect(settings.address)
     try:
+        cluster.check_fits(settings.cpus_per_trial, settings.gpus_per_trial)
+        if settings.resume is None:
+            folder.mkdir(parents=True)
+            write_json(_plain(settings), folder / "settings.json")
         trial = tune.with_resources(
             make_trial(settings, settings.cpus_per_trial),
             {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial},
@@ -227,6 +229,10 @@ def run(settings: Settings) -> int:
         results = tuner.fit()
     finally:
         ray.shutdown()
+    ended = [result for result in results if result.error or OBJECTIVE in (result.metrics or {})]
+    if len(ended) < settings.num_samples:  # Tune takes Ctrl-C for an end
+        console.say_how_to_resume("segmentation_threshold", folder, "interrupted")
+        return EXIT_INTERRUPTED
     tried = [result.metrics for result in results if result.metrics and OBJECTIVE in result.metrics]
     if not tried:
         raise UsageError(f"no setting could be tried: {results.errors[0] if results.errors else 'no error is known'}")

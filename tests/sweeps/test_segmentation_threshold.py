@@ -3,13 +3,16 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from support import start
 
 from core.segment.calibration import Calibration
 from core.segment.pipeline import DEMO_CALIBRATION
@@ -18,8 +21,11 @@ from sweeps import segmentation_threshold
 ROOT = Path(__file__).parent.parent.parent
 
 
+PROGRAM = ROOT / "sweeps/segmentation_threshold.py"
+
+
 def sweep(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "sweeps/segmentation_threshold.py"), *map(str, words)]
+    command = [sys.executable, str(PROGRAM), *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
 
@@ -43,6 +49,35 @@ def test_a_calibration_is_written_and_a_run_can_be_taken_up_again(tmp_path: Path
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "trials.parquet"), trials)
 
     assert "exists" in refused(tmp_path, "--name", "a")
+
+
+@pytest.mark.slow
+def test_ctrl_c_writes_no_calibration_and_the_run_goes_on(tmp_path: Path) -> None:
+    words = ("--scenes", "4", "--num-samples", "4", "--name", "a", "--output", "c.json")
+    process = start(tmp_path, *words, program=PROGRAM)
+    deadline = time.monotonic() + 300
+    while "1/4 tried" not in (tmp_path / "output.txt").read_text():
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    output = (tmp_path / "output.txt").read_text()
+    assert "python sweeps/segmentation_threshold.py --resume results/segmentation_threshold/a" in output
+    assert "Traceback" not in output
+    folder = tmp_path / "results/segmentation_threshold/a"
+    assert not (tmp_path / "c.json").exists() and not (folder / "calibration.json").exists()
+
+    resumed = sweep("--resume", folder, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(pd.read_parquet(folder / "trials.parquet")) == 4
+    assert Calibration.load(tmp_path / "c.json") == Calibration.load(folder / "calibration.json")
+
+
+def test_a_trial_that_fits_on_no_node_is_refused(tmp_path: Path) -> None:
+    done = sweep("--scenes", "4", "--cpus-per-trial", "64", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "a trial asks for 64 CPUs and 0 GPUs, and no node of the cluster has them" in done.stderr
+    assert not (tmp_path / "results").exists()
 
 
 def refused(folder: Path, *words: str) -> str:
