@@ -100,7 +100,7 @@ def _content(results: SweepResults, answer: Answer, importance: Mapping[str, flo
     shown = ["trial", "status", "val_accuracy", "test_accuracy", "train_flops", "images_seen", "wall_s", "error"]
     every = trials.sort_values("val_accuracy", ascending=False)[shown]
     machine = sweep["machine"]
-    of_teacher = trials["teacher_flops"].sum() if "teacher_flops" in trials else 0
+    of_teacher = sum(trials["teacher_flops"].dropna().tolist()) if "teacher_flops" in trials else 0.0
     return {
         "title": sweep["question"],
         "answer": answer_of(results, answer),
