@@ -124,16 +124,19 @@ class Calibration:
         return cls(**{**numbers, **tuples})
 
     def rivals_of(self, prompt: str) -> tuple[str, ...]:
-        """The prompts that cannot be true of an object if this one is."""
+        """The prompts that cannot be true of an object if this one is.
+
+        Of each group, the first word that the prompt has is exchanged for the others, and no word after it: a prompt
+        that repeats a word would otherwise have hundreds of rivals.
+        """
         words = prompt.split()
-        return tuple(
-            " ".join([*words[:place], other, *words[place + 1 :]])
-            for group in self.rivals
-            for place, word in enumerate(words)
-            if word.lower() in group
-            for other in group
-            if other != word.lower()
-        )
+        rivals = []
+        for group in self.rivals:
+            place = next((place for place, word in enumerate(words) if word.lower() in group), None)
+            if place is not None:
+                others = (other for other in group if other != words[place].lower())
+                rivals += [" ".join([*words[:place], other, *words[place + 1 :]]) for other in others]
+        return tuple(rivals)
 
 
 def _is_number(value: object) -> bool:

@@ -1,9 +1,14 @@
 import json
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from core.segment.calibration import Calibration
+from core.segment.options import MAX_PROMPT_CHARACTERS
+from core.segment.pipeline import DEMO_CALIBRATION
+from core.segment.scenes import COLOURS, SHAPES, SIZE_WORDS, Query
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -51,3 +56,20 @@ def test_rivals_differ_in_one_word() -> None:
     assert calibration.rivals_of("small Red circle") == ("small Red star", "small blue circle", "small green circle")
     assert calibration.rivals_of("dog") == ()
     assert Calibration().rivals_of("circle") == ()
+
+
+def test_the_rivals_of_a_scenes_prompts_are_the_other_shapes_and_the_other_size() -> None:
+    calibration = Calibration.load(DEMO_CALIBRATION)
+    for shape, colour, size in product((None, *SHAPES), (None, *COLOURS), (None, *SIZE_WORDS)):
+        query = Query(shape=shape, colour=colour, size=size)
+        shapes = [replace(query, shape=other) for other in SHAPES if shape and other != shape]
+        sizes = [replace(query, size=other) for other in SIZE_WORDS if size and other != size]
+        assert calibration.rivals_of(query.text) == tuple(rival.text for rival in (*shapes, *sizes))
+
+
+def test_a_prompt_that_repeats_its_words_has_few_rivals() -> None:
+    calibration = Calibration.load(DEMO_CALIBRATION)
+    awkward = ("small star " * MAX_PROMPT_CHARACTERS)[:MAX_PROMPT_CHARACTERS]
+    rivals = calibration.rivals_of(awkward)
+    assert len(rivals) == sum(len(group) - 1 for group in calibration.rivals) == 8
+    assert rivals[0].startswith("small circle small star small star")
