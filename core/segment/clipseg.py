@@ -84,7 +84,8 @@ class ClipSeg:
                 if index in config.extract_layers:
                     read.append(hidden)
         stacked = torch.stack(read, dim=1).float()
-        return [ClipSegFeatures(activations) for activations in stacked.clone()]
+        # A copy for each: a part of the batch, once it is kept, would keep all of the batch.
+        return [ClipSegFeatures(activations.clone()) for activations in stacked]
 
     def encode_texts(self, prompts: Sequence[str]) -> Float[Tensor, "prompts dim"]:
         """Embeddings, kept for the next time a prompt is asked. Tokens beyond the model's limit are cut off."""
@@ -101,7 +102,7 @@ class ClipSeg:
                 fresh = self.model.clip.get_text_features(
                     tokens["input_ids"], attention_mask=tokens["attention_mask"]
                 ).pooler_output
-            known |= dict(zip(missing, fresh.clone(), strict=True))
+            known |= {key: embedding.clone() for key, embedding in zip(missing, fresh, strict=True)}
         with self._lock:
             for key in keys:
                 self._texts[key] = known[key]

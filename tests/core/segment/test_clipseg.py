@@ -58,6 +58,14 @@ def test_texts_are_embedded_once_and_long_ones_are_cut(clipseg: ClipSeg, monkeyp
     torch.testing.assert_close(clipseg.encode_texts(["red circle"])[0], first[0])
 
 
+def test_what_is_kept_of_a_batch_holds_its_own_memory_only(clipseg: ClipSeg, pictures: list[np.ndarray]) -> None:
+    clipseg.encode_texts(PROMPTS)
+    kept = [clipseg._texts[prompt] for prompt in PROMPTS]
+    kept += [features.activations for features in clipseg.encode_images(pictures)]
+    for tensor in kept:
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no CLIPSeg checkpoint can be loaded from .*nowhere"):
         ClipSeg.from_pretrained(tmp_path / "nowhere")
