@@ -5,12 +5,11 @@ answers. `core.segment.pipeline` runs many flows together, so that what they ask
 model; a service can run the same flow against models that live elsewhere.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from core.segment.calibration import Calibration
 from core.segment.candidates import Judged, choose, improve, judge, propose, shortlist
@@ -30,6 +29,7 @@ from core.segment.regions import (
     look_closer,
     presence_of,
     sample,
+    sample_places,
     to_shares,
     with_contrast,
 )
@@ -44,6 +44,8 @@ _MORE_LOOKS = 2
 _SAME_OBJECT = 0.6
 # Objects of different prompts that overlap less than this, and neither lies inside the other, meet at an edge.
 _SAME_NAME, _NESTED = 0.5, 0.8
+# Pixels whose logits are worked out at a time: what bounds the memory of drawing.
+_PIXELS_AT_ONCE = 2**18
 
 
 @dataclass(eq=False)
@@ -91,7 +93,6 @@ class _Object:
     why: str = ""
     evidence: tuple[float, ...] = ()
     presence: float = 0.0
-    logits: np.ndarray | None = None
     cropped: CroppedMask | None = None
 
 
@@ -150,7 +151,7 @@ def flow(
     kept = [one for one in kept if _mask_of(one).area]
     kept = _without_doubles(kept)
     if options.resolve_overlaps:
-        _resolve_overlaps(kept)
+        _resolve_overlaps(kept, calibration)
     results = []
     for number, prompt in enumerate(prompts):
         heatmap = to_shares(heatmaps[prompt] / calibration.temperature).astype(np.float32)
@@ -283,26 +284,48 @@ def _refine(
 
 
 def _draw(one: _Object, size: tuple[int, int], calibration: Calibration) -> None:
-    """The final mask at the picture's own resolution, and its logits for where it meets others."""
+    """The final mask at the picture's own resolution."""
+    window = one.region.window
+    bits = np.empty((window.height, window.width), bool)
+    columns = np.arange(window.width)
+    for band in _bands(bits.shape):
+        rows = np.arange(band.start, band.stop)
+        bits[band] = _logits(one, rows, columns, calibration, sample) > 0
+    one.cropped = CroppedMask(bits, window.left, window.top, size).tight()
+    if one.best is None:
+        one.why = one.why or "SAM 2 was not asked"
+
+
+def _logits(
+    one: _Object,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    calibration: Calibration,
+    sampled: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Logits at pixels of the object's window, taken from the models' grids by `sample` or `sample_places`.
+
+    They are not kept: at the picture's resolution they are the largest thing of an answer.
+    """
     region, window = one.region, one.region.window
-    cells = region.mask.shape[0]
-    rows, columns = (np.arange(length) + 0.5 for length in (window.height, window.width))
+    y, x = (rows + 0.5) / window.height, (columns + 0.5) / window.width
     edge = float(np.log(region.threshold / (1 - region.threshold)))
     # Near the region's own cells the heatmap decides; elsewhere there is nothing of this object.
     apart = np.where(_grown(region.mask), region.logits - edge, -8)
-    coarse = sample(np.clip(apart, -8, 8), rows / window.height * cells, columns / window.width * cells)
+    cells = region.mask.shape[0]
+    coarse = sampled(np.clip(apart, -8, 8), y * cells, x * cells)
     if one.best is None:
-        one.logits = coarse
-        one.why = one.why or "SAM 2 was not asked"
-    else:
-        low = one.best.logits.shape[0]
-        fine = sample(one.best.logits, rows / window.height * low, columns / window.width * low)
-        one.logits = fine + calibration.blend * coarse
-    one.cropped = _cropped(one.logits, window, size)
+        return coarse
+    low = one.best.logits.shape[0]
+    return sampled(one.best.logits, y * low, x * low) + calibration.blend * coarse
 
 
-def _cropped(logits: Float[np.ndarray, "rows columns"], window: Window, size: tuple[int, int]) -> CroppedMask:
-    return CroppedMask(logits > 0, window.left, window.top, size)
+def _bands(shape: tuple[int, int]) -> Iterator[slice]:
+    """The rows of a rectangle, a few at a time."""
+    height, width = shape
+    step = max(1, _PIXELS_AT_ONCE // max(1, width))
+    for start in range(0, height, step):
+        yield slice(start, min(start + step, height))
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:
@@ -330,7 +353,7 @@ def _without_doubles(objects: Sequence[_Object]) -> list[_Object]:
     return sorted(kept, key=lambda one: one.prompt)
 
 
-def _resolve_overlaps(objects: Sequence[_Object]) -> None:
+def _resolve_overlaps(objects: Sequence[_Object], calibration: Calibration) -> None:
     """Where two different objects meet, each pixel goes to the one whose logits are higher there."""
     for number, one in enumerate(objects):
         for other in objects[number + 1 :]:
@@ -338,12 +361,32 @@ def _resolve_overlaps(objects: Sequence[_Object]) -> None:
             both = mine.overlap(theirs)
             if not both or both > _NESTED * min(mine.area, theirs.area) or mine.iou(theirs) > _SAME_NAME:
                 continue
-            where = mine.shared(theirs)
-            assert where is not None and one.logits is not None and other.logits is not None
-            contested = mine.bits[where[0]] & theirs.bits[where[1]]
-            ahead = one.logits[where[0]] >= other.logits[where[1]]
-            mine.bits[where[0]] &= ~contested | ahead
-            theirs.bits[where[1]] &= ~contested | ~ahead
+            _divide(one, other, calibration)
+
+
+def _divide(one: _Object, other: _Object, calibration: Calibration) -> None:
+    mine, theirs = _mask_of(one), _mask_of(other)
+    where = mine.shared(theirs)
+    assert where is not None
+    ours, others = mine.bits[where[0]], theirs.bits[where[1]]
+    left, top = max(mine.left, theirs.left), max(mine.top, theirs.top)
+    for band in _bands(ours.shape):
+        rows, columns = np.nonzero(ours[band] & others[band])
+        if not len(rows):
+            continue
+        here, there = (
+            _logits(
+                each,
+                rows + band.start + top - each.region.window.top,
+                columns + left - each.region.window.left,
+                calibration,
+                sample_places,
+            )
+            for each in (one, other)
+        )
+        ahead = here >= there
+        ours[band][rows, columns] = ahead
+        others[band][rows, columns] = ~ahead
 
 
 def _instance(one: _Object) -> Instance:

@@ -328,16 +328,25 @@ def sample(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarra
 
     The same as `interpolate(mode="bilinear", align_corners=False)`, for any rectangle of the result.
     """
-
-    def taps(places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        at = np.clip(places - 0.5, 0, length - 1)
-        low = np.minimum(at.astype(int), max(length - 2, 0))
-        return low, np.minimum(low + 1, length - 1), (at - low).astype(np.float32)
-
-    low, high, share = taps(rows, grid.shape[0])
+    low, high, share = _taps(rows, grid.shape[0])
     band = grid[low] * (1 - share)[:, None] + grid[high] * share[:, None]
-    low, high, share = taps(columns, grid.shape[1])
+    low, high, share = _taps(columns, grid.shape[1])
     return band[:, low] * (1 - share) + band[:, high] * share
+
+
+def sample_places(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """As `sample`, to the bit, at single places: one for each of the `rows` with its column."""
+    low, high, share = _taps(rows, grid.shape[0])
+    left, right, across = _taps(columns, grid.shape[1])
+    first, second = (grid[low, side] * (1 - share) + grid[high, side] * share for side in (left, right))
+    return first * (1 - across) + second * across
+
+
+def _taps(places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each place the two cells around it, and the second one's share."""
+    at = np.clip(places - 0.5, 0, length - 1)
+    low = np.minimum(at.astype(int), max(length - 2, 0))
+    return low, np.minimum(low + 1, length - 1), (at - low).astype(np.float32)
 
 
 def _nearest_part(parts: list[np.ndarray]) -> np.ndarray:

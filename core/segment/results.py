@@ -27,11 +27,11 @@ class CroppedMask:
         return cls(mask, 0, 0, (mask.shape[0], mask.shape[1])).tight()
 
     def tight(self) -> "CroppedMask":
-        """The same mask with no empty row or column at its edges."""
+        """The same mask with no empty row or column at its edges, in memory of its own."""
         rows, columns = np.flatnonzero(self.bits.any(1)), np.flatnonzero(self.bits.any(0))
         if not len(rows):
             return CroppedMask(np.zeros((0, 0), bool), 0, 0, self.size)
-        bits = self.bits[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        bits = self.bits[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
         return CroppedMask(bits, self.left + int(columns[0]), self.top + int(rows[0]), self.size)
 
     @property

@@ -1,3 +1,4 @@
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -137,6 +138,16 @@ def test_odd_sizes_are_answered(segmenter: Segmenter, shape: tuple[int, int]) ->
     assert result.mask.shape == shape
     assert result.mask.mean() < 0.9
     assert draw_overlay(image, [result]).shape == image.shape
+
+
+def test_a_large_picture_is_answered_without_its_logits_in_full(segmenter: Segmenter) -> None:
+    scene = labelled_scene(FIRST_SEED, short_side=1500)
+    encoded = segmenter.encode([scene.image])
+    tracemalloc.start()
+    segmenter.segment_encoded(encoded, [scene.prompts], SegmentOptions(zoom=False))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * 1500**2
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1", "HSV", "YCbCr"])

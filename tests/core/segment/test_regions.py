@@ -17,6 +17,7 @@ from core.segment.regions import (
     look_closer,
     presence_of,
     sample,
+    sample_places,
     to_shares,
     with_contrast,
 )
@@ -50,6 +51,14 @@ def test_sample_is_torchs_bilinear_interpolation(size: tuple[int, int]) -> None:
     rows, columns = ((np.arange(length) + 0.5) / length * 16 for length in size)
     expected = F.interpolate(torch.from_numpy(grid)[None, None], size=size, mode="bilinear", align_corners=False)
     np.testing.assert_allclose(sample(grid, rows, columns), expected[0, 0].numpy(), atol=1e-5)
+
+
+def test_single_places_are_sampled_as_a_rectangle_is() -> None:
+    rng = np.random.default_rng(0)
+    grid = rng.normal(size=(16, 16)).astype(np.float32)
+    rows, columns = ((np.arange(length) + 0.5) / length * 16 for length in (70, 110))
+    y, x = rng.integers(0, 70, 500), rng.integers(0, 110, 500)
+    np.testing.assert_array_equal(sample_places(grid, rows[y], columns[x]), sample(grid, rows, columns)[y, x])
 
 
 def test_two_bumps_are_two_regions_and_neither_sees_the_other() -> None:

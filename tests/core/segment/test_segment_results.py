@@ -20,6 +20,7 @@ def test_a_cropped_mask_is_the_mask(mask: np.ndarray) -> None:
     assert cropped.box_xyxy == (21, 6, 40, 25)
     assert cropped.area == mask.sum()
     np.testing.assert_array_equal(cropped.full(), mask)
+    assert cropped.bits.base is None, "the pixels around it are kept in memory"
 
 
 def test_an_empty_mask_has_no_area() -> None:
