@@ -105,9 +105,12 @@ def flow(
 ) -> Flow:
     """The work on one picture: yields lists of `Ground` or `Decode`, is sent their answers, returns the results.
 
+    A prompt that is given twice is worked on once, and has the same result in both places.
+
     Args:
         low_res_size: side of SAM 2's mask logits.
     """
+    asked, prompts = prompts, tuple(dict.fromkeys(prompts))
     size = (picture.image.shape[0], picture.image.shape[1])
     whole = Window(0, 0, size[1], size[0])
     rivals = [calibration.rivals_of(prompt) for prompt in prompts]
@@ -171,7 +174,8 @@ def flow(
                 picture_size=size,
             )
         )
-    return results
+    answered = dict(zip(prompts, results, strict=True))
+    return [answered[prompt] for prompt in asked]
 
 
 def _look_closer(

@@ -81,6 +81,13 @@ def test_a_picture_is_answered_alike_alone_and_among_others(
             assert same(alone, result)
 
 
+def test_a_repeated_prompt_is_worked_on_once(segmenter: Segmenter, scenes: list[Labelled]) -> None:
+    first, second, *_ = scenes[0].prompts
+    (results,) = segmenter.segment([scenes[0].image], [[first, second, f"  {first} "]])
+    assert [result.prompt for result in results] == [first, second, first]
+    assert results[0] is results[2]
+
+
 def test_an_encoded_picture_is_answered_alike(
     segmenter: Segmenter, scenes: list[Labelled], answers: list[list[PromptResult]]
 ) -> None:
