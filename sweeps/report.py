@@ -108,7 +108,7 @@ def _content(results: SweepResults, answer: Answer, importance: Mapping[str, flo
         "differences": difference_rows(results),
         "cost": (
             f"{trials['train_flops'].sum():.3g} training FLOPs"
-            + (f" and {of_teacher:.3g} FLOPs of the teacher's forward passes" if of_teacher else "")
+            + (f", the teacher's forward passes {of_teacher:.3g}," if of_teacher else "")
             + f" in {len(trials)} trials, "
             f"{trials['cpu_s'].sum() / 3600:.2f} CPU hours"
         ),

@@ -174,7 +174,7 @@ def test_the_cost_names_the_teachers_share(tmp_path: Path) -> None:
     results.trials.loc[:1, "teacher_flops"] = 1e9
     render(results, answer)
     text = (tmp_path / "report.md").read_text()
-    assert "Cost: 1.4e+10 training FLOPs and 2e+09 FLOPs of the teacher's forward passes in 8 trials" in text
+    assert "Cost: 1.4e+10 training FLOPs, the teacher's forward passes 2e+09, in 8 trials" in text
 
 
 def test_the_report_is_whole_and_escaped(tmp_path: Path) -> None:
