@@ -1,6 +1,8 @@
 """The worker of a batch job, an actor of Ray Data: shards in, files out, and what it did as a row."""
 
 import concurrent.futures
+import contextlib
+import errno
 import json
 import time
 from collections import deque
@@ -27,7 +29,7 @@ _READERS_OF_REMOTE_FILES = 8
 _ROWS_AT_ONCE = 16
 # Deaths of a shard's worker after which its pictures are taken one by one, to learn which of them is deadly.
 _DEATHS_BEFORE_CARE = 2
-# So many pictures that all fail in one way do not fail by themselves.
+# So many pictures in a row that fail in one way do not fail by themselves.
 _NO_COINCIDENCE = 4
 _Rows = list[dict[str, Any]]
 _DONE_SCHEMA = pa.schema(
@@ -89,6 +91,7 @@ class ShardWorker:
         self._model: Any = work.task.load()
         num_readers = work.threads if is_local(work.source.fs) else _READERS_OF_REMOTE_FILES
         self._readers = ThreadPoolExecutor(num_readers)
+        self._lost = 0  # pictures in a row, also over shards, that could not be fetched
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._try(shard) for shard in block["shard"].to_pylist()], _DONE_SCHEMA)
@@ -112,11 +115,6 @@ class ShardWorker:
             rows, unusable = self._carefully(shard, items, attempts, note)
         else:
             rows, unusable = self._together(shard, items)
-        if len(unusable) == len(items) >= _NO_COINCIDENCE and all(one.by_storage for one in unusable):
-            raise JobStopped(
-                f"not one of {len(items)} pictures that were listed can be fetched now, beginning with "
-                f"{unusable[0].name}: {unusable[0].error}"
-            )
         if unusable:
             write_part(work.store, ERRORS, shard, [one.row() for one in unusable], ERROR_SCHEMA)
         # Last: this file is what says that the shard is done.
@@ -128,6 +126,7 @@ class ShardWorker:
         rows: _Rows = []
         unusable, batch = [], []
         for picture in self._pictures(items):
+            self._check_storage(picture)
             if isinstance(picture, _Unusable):
                 unusable.append(picture)
                 continue
@@ -138,6 +137,15 @@ class ShardWorker:
             batch.append(picture)
         unusable += self._ask(shard, batch, rows)
         return rows, sorted(unusable, key=lambda one: one.image_id)
+
+    def _check_storage(self, picture: Picture | _Unusable) -> None:
+        """A file that vanished is an error of its own; when many in a row cannot be fetched, no picture is at fault."""
+        self._lost = self._lost + 1 if isinstance(picture, _Unusable) and picture.by_storage else 0
+        if isinstance(picture, _Unusable) and self._lost >= _NO_COINCIDENCE:
+            raise JobStopped(
+                f"{self._lost} pictures in a row that were listed cannot be fetched now, the last of them "
+                f"{picture.name}: {picture.error}"
+            )
 
     def _ask(self, shard: int, batch: Sequence[Picture], rows: _Rows) -> list[_Unusable]:
         """Add the answers about a batch to the rows; one picture that the model fails on must not fail the others."""
@@ -247,8 +255,10 @@ class ShardWorker:
                 else:
                     yield lambda one=(image_id, name, data): self._decode(*one)
         except (OSError, pa.ArrowException) as error:
+            text = f"The parquet file cannot be read here: {error}."
+            lost = isinstance(error, OSError) and error.errno is not None
             for image_id, item in items[done:]:
-                broken = _Unusable(image_id, _name(source, item), f"The parquet file cannot be read here: {error}.")
+                broken = _Unusable(image_id, _name(source, item), text, by_storage=lost)
                 yield lambda one=broken: one
 
     def _decode(self, image_id: int, name: str, data: bytes) -> Picture | _Unusable:
@@ -264,8 +274,10 @@ def _cells(source: Input, first: Item, count: int) -> Iterator[tuple[bytes | Non
     """Bytes and names of a parquet file's rows, page by page; a name that the file does not give is None."""
     wanted = [source.image_column, *([source.id_column] if source.id_column else [])]
     skip = first.row
-    with source.fs.open(source.path(first), "rb") as opened:
-        file = pq.ParquetFile(opened)
+    with _storage_errors():
+        opened = source.fs.open(source.path(first), "rb")
+    with opened:
+        file = pq.ParquetFile(_Numbered(opened))
         for group in range(file.metadata.num_row_groups):
             length = file.metadata.row_group(group).num_rows
             if skip >= length:
@@ -283,6 +295,30 @@ def _cells(source: Input, first: Item, count: int) -> Iterator[tuple[bytes | Non
                     yield data, path if name is None else str(name)
                 if not count:
                     return
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    """OSErrors from within have a number, as those of the system have; those of object stores come without."""
+    try:
+        yield
+    except OSError as error:
+        error.errno = error.errno or errno.EIO
+        raise
+
+
+class _Numbered:
+    """A file whose errors have a number, by which they differ from the OSErrors that pyarrow raises about damage."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        with _storage_errors():
+            return self._file.read(size)
 
 
 def _name(source: Input, item: Item) -> str:

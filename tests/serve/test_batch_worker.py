@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ import torch
 from batch_support import PROMPTS, results, scene_png, write_hub_parquet, write_scenes
 from PIL import Image
 
+from benchmarks.object_store import BUCKET, object_store
 from core.augment import normalise
 from core.checkpoint import load
 from core.images import decode
 from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter
+from serve import batch_worker
 from serve.batch_finish import COCO_FILE, ERRORS_FILE, finish
 from serve.batch_input import find_input
 from serve.batch_job import Job, attempts_file, open_job
 from serve.batch_models import Classification, Segmentation, Task
 from serve.batch_storage import Store
-from serve.batch_worker import ShardWorker, Work
+from serve.batch_worker import ShardWorker, Work, _cells
 
 MAX_PIXELS = 1_000_000
 BATCH_SIZE = 4
@@ -36,10 +39,16 @@ def segmenter() -> Segmenter:
     return SEGMENT.load("cpu")
 
 
+@pytest.fixture
+def classify(checkpoint_folder: Path) -> Task:
+    """Where it does not matter what is asked of the pictures."""
+    return Classification(folder=checkpoint_folder, top_k=1)
+
+
 class Run:
     """A job whose shards are worked on here, one after another, as Ray's actors do it elsewhere."""
 
-    def __init__(self, task: Task, url: Path, output: Path, *, shard_size: int = 8, **how: Any) -> None:
+    def __init__(self, task: Task, url: Path | str, output: Path, *, shard_size: int = 8, **how: Any) -> None:
         settings = {"task": "segment" if isinstance(task, Segmentation) else "classify", "prompts": list(PROMPTS)}
         source = find_input(str(url), **how)
         self.output = output
@@ -240,17 +249,69 @@ def test_classes_are_those_of_the_checkpoint(checkpoint_folder: Path, pictures: 
     assert not (tmp_path / "out" / COCO_FILE).exists()
 
 
-def test_an_input_that_vanishes_stops_the_job_and_is_no_picture_s_fault(tmp_path: Path) -> None:
+def stopped(shards: list[dict[str, Any]]) -> list[bool]:
+    return [shard["stopped"] is not None and "cannot be fetched now" in shard["stopped"] for shard in shards]
+
+
+@pytest.mark.parametrize(("shard_size", "done"), [(6, set()), (4, set()), (2, {0}), (1, {0, 1, 2})])
+def test_an_input_that_vanishes_stops_the_job_and_is_no_picture_s_fault(
+    shard_size: int, done: set[int], classify: Task, tmp_path: Path
+) -> None:
     folder = tmp_path / "in"
-    write_scenes(folder, 4, side=64)
-    run = Run(SEGMENT, folder, tmp_path / "out")
+    write_scenes(folder, 6, side=64)
+    run = Run(classify, folder, tmp_path / "out", shard_size=shard_size)
     shutil.move(folder, tmp_path / "unmounted")
-    (done,) = run.do()
-    assert "not one of 4 pictures that were listed can be fetched now" in done["stopped"]
-    assert run.job.done() == set()
+    assert stopped(run.do()) == [shard not in done for shard in range(run.job.num_shards)]
+    assert run.job.done() == done  # small shards: three lost pictures could each have a reason of their own
     shutil.move(tmp_path / "unmounted", folder)
-    (done,) = run.do()
-    assert done["stopped"] is None and run.job.done() == {0}
+    assert not any(stopped(run.do()))
+
+
+def test_storage_that_fails_within_a_shard_leaves_it_to_be_done_again(classify: Task, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_scenes(folder, 8, side=64)
+    run = Run(classify, folder, tmp_path / "out")
+    away = sorted(folder.iterdir())[3:7]
+    for file in away:
+        file.rename(tmp_path / file.name)
+    assert stopped(run.do()) == [True] and run.job.done() == set()
+    for file in away[1:]:
+        (tmp_path / file.name).rename(file)
+    assert stopped(run.do()) == [False]
+    assert list(run.errors) == ["003.png"] and "No such file" in run.errors["003.png"]
+
+
+def test_a_parquet_file_that_vanishes_stops_the_job(classify: Task, tmp_path: Path) -> None:
+    file = tmp_path / "in.parquet"
+    write_hub_parquet(file, [scene_png(number, 64) for number in range(8)], rows_a_group=4)
+    run = Run(classify, file, tmp_path / "out", image_column="img")
+    file.rename(tmp_path / "away")
+    assert stopped(run.do()) == [True] and run.job.done() == set()
+    (tmp_path / "away").rename(file)
+    assert stopped(run.do()) == [False] and not run.errors
+
+
+def test_an_object_store_that_fails_within_a_parquet_file_stops_the_job(
+    classify: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its errors have no number, and neither have those of damaged pages."""
+    write_hub_parquet(tmp_path / "in.parquet", [scene_png(number, 64) for number in range(8)], rows_a_group=4)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with object_store() as store:
+        store.upload(tmp_path, "tables")
+        run = Run(classify, f"s3://{BUCKET}/tables/in.parquet", tmp_path / "out", image_column="img")
+
+        def cells(*which: Any) -> Iterator[Any]:
+            for number, cell in enumerate(_cells(*which), 1):
+                yield cell
+                if number == 4:
+                    store.end()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(batch_worker, "_cells", cells)
+            assert stopped(run.do()) == [True] and run.job.done() == set()
+        store.begin()
+        assert stopped(run.do()) == [False] and not run.errors
 
 
 def test_a_picture_over_which_workers_died_twice_is_left_out(tmp_path: Path) -> None:
