@@ -17,7 +17,7 @@ import torch
 
 from core.images import PictureError, decode
 from serve.batch_input import Input, Item
-from serve.batch_job import ERROR_SCHEMA, ERRORS, OVERLAYS, RESULTS, attempts_file, read_shard, write_part
+from serve.batch_job import ERROR_SCHEMA, ERRORS, OVERLAYS, RESULTS, attempts_file, part, read_shard, write_part
 from serve.batch_models import Picture, Task
 from serve.batch_storage import Store, is_local, read_bytes
 
@@ -117,6 +117,8 @@ class ShardWorker:
             rows, unusable = self._together(shard, items)
         if unusable:
             write_part(work.store, ERRORS, shard, [one.row() for one in unusable], ERROR_SCHEMA)
+        else:
+            work.store.remove(part(ERRORS, shard))  # of a run that was killed before the shard was done
         # Last: this file is what says that the shard is done.
         write_part(work.store, RESULTS, shard, rows, work.task.schema)
         work.store.remove(note)

@@ -24,7 +24,7 @@ from core.segment.pipeline import Segmenter
 from serve import batch_worker
 from serve.batch_finish import COCO_FILE, ERRORS_FILE, finish
 from serve.batch_input import find_input
-from serve.batch_job import Job, attempts_file, open_job
+from serve.batch_job import ERROR_SCHEMA, ERRORS, Job, attempts_file, open_job, write_part
 from serve.batch_models import Classification, Segmentation, Task
 from serve.batch_storage import Store
 from serve.batch_worker import ShardWorker, Work, _cells
@@ -48,10 +48,10 @@ def classify(checkpoint_folder: Path) -> Task:
 class Run:
     """A job whose shards are worked on here, one after another, as Ray's actors do it elsewhere."""
 
-    def __init__(self, task: Task, url: Path | str, output: Path, *, shard_size: int = 8, **how: Any) -> None:
+    def __init__(self, task: Task, url: Path | str, output: Path | str, *, shard_size: int = 8, **how: Any) -> None:
         settings = {"task": "segment" if isinstance(task, Segmentation) else "classify", "prompts": list(PROMPTS)}
         source = find_input(str(url), **how)
-        self.output = output
+        self.output = Path(output)
         self.job: Job = open_job(Store.at(str(output)), settings, source, shard_size)
         self.work = Work(
             task=task,
@@ -312,6 +312,18 @@ def test_an_object_store_that_fails_within_a_parquet_file_stops_the_job(
             assert stopped(run.do()) == [True] and run.job.done() == set()
         store.begin()
         assert stopped(run.do()) == [False] and not run.errors
+
+
+@pytest.mark.parametrize("place", ["folder", "memory://out"])
+def test_errors_of_a_killed_run_do_not_outlive_a_shard_without_any(place: str, classify: Task, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_scenes(folder, 2, side=64)
+    output = tmp_path / "out" if place == "folder" else f"{place}{tmp_path}"
+    run = Run(classify, folder, output)
+    row = {"image_id": 1, "picture": "000.png", "error": "Permission denied"}
+    write_part(run.job.store, ERRORS, 0, [row], ERROR_SCHEMA)
+    run.do()
+    assert run.counts["unusable"] == 0 and run.job.store.names(ERRORS) == []
 
 
 def test_a_picture_over_which_workers_died_twice_is_left_out(tmp_path: Path) -> None:
