@@ -21,13 +21,14 @@ from core.checkpoint import load
 from core.images import decode
 from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter
-from serve import batch_worker
+from serve import batch_reader
 from serve.batch_finish import COCO_FILE, ERRORS_FILE, finish
 from serve.batch_input import find_input
 from serve.batch_job import ERROR_SCHEMA, ERRORS, Job, attempts_file, open_job, write_part
 from serve.batch_models import Classification, Segmentation, Task
+from serve.batch_reader import _cells
 from serve.batch_storage import Store
-from serve.batch_worker import ShardWorker, Work, _cells
+from serve.batch_worker import ShardWorker, Work
 
 MAX_PIXELS = 1_000_000
 BATCH_SIZE = 4
@@ -308,7 +309,7 @@ def test_an_object_store_that_fails_within_a_parquet_file_stops_the_job(
                     store.end()
 
         with monkeypatch.context() as patch:
-            patch.setattr(batch_worker, "_cells", cells)
+            patch.setattr(batch_reader, "_cells", cells)
             assert stopped(run.do()) == [True] and run.job.done() == set()
         store.begin()
         assert stopped(run.do()) == [False] and not run.errors
