@@ -1,18 +1,22 @@
 """Reads the pictures of a batch job ahead of their use, from files and from rows of parquet."""
 
-import concurrent.futures
 import contextlib
 import errno
+import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
-from core.images import PictureError, decode
+from core.images import FORMATS, PictureError, decode
+from core.picture_parts import has_too_many
 from serve.batch_input import Input, Item
 from serve.batch_models import Picture
 from serve.batch_storage import is_local, read_bytes
@@ -21,6 +25,8 @@ from serve.batch_storage import is_local, read_bytes
 _MAX_FILE_BYTES = 2**29
 _READERS_OF_REMOTE_FILES = 8
 _ROWS_AT_ONCE = 16
+# A picture's image_id, its name and its bytes.
+_Bytes = tuple[int, str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +43,35 @@ class Unusable:
 
 
 class PictureReader:
-    """Reads and decodes pictures, in threads of its own."""
+    """Reads and decodes pictures, in threads of its own.
 
-    def __init__(self, source: Input, *, max_pixels: int, ahead: int, threads: int) -> None:
+    ahead: pictures that wait for their use at most. pixels_ahead: of the decoded ones of them together, at most.
+    """
+
+    def __init__(self, source: Input, *, max_pixels: int, ahead: int, pixels_ahead: int, threads: int) -> None:
         self._source = source
         self._max_pixels = max_pixels
         self._ahead = ahead
+        self._pixels_ahead = pixels_ahead
         self._threads = ThreadPoolExecutor(threads if is_local(source.fs) else _READERS_OF_REMOTE_FILES)
 
     def pictures(self, items: Sequence[tuple[int, Item]]) -> Iterator[Picture | Unusable]:
-        """The pictures in order, read and decoded ahead of their use, but no more than `ahead`."""
-        ahead: deque[Future[Picture | Unusable]] = deque()
-        for read in self._reads(items):
-            ahead.append(self._threads.submit(read))
-            if len(ahead) >= self._ahead:
-                yield ahead.popleft().result()
-        while ahead:
-            done = ahead.popleft()
-            concurrent.futures.wait([done])
-            yield done.result()
+        """The pictures in order, read and decoded ahead of their use."""
+        ahead: deque[tuple[int, Future[Picture | Unusable]]] = deque()
+        room = _Room(self._pixels_ahead)
+        try:
+            for (image_id, _), read in zip(items, self._reads(items), strict=True):
+                ahead.append((image_id, self._threads.submit(self._decode, read, room)))
+                if len(ahead) >= self._ahead:
+                    yield room.result(*ahead.popleft())
+            while ahead:
+                yield room.result(*ahead.popleft())
+        finally:
+            for _, future in ahead:
+                future.cancel()
+            room.open()
 
-    def _reads(self, items: Sequence[tuple[int, Item]]) -> Iterator[Callable[[], Picture | Unusable]]:
+    def _reads(self, items: Sequence[tuple[int, Item]]) -> Iterator[Callable[[], _Bytes | Unusable]]:
         start = 0
         while start < len(items):
             _, first = items[start]
@@ -71,7 +85,7 @@ class PictureReader:
             yield from self._read_rows(items[start:end])
             start = end
 
-    def _read_file(self, image_id: int, item: Item) -> Picture | Unusable:
+    def _read_file(self, image_id: int, item: Item) -> _Bytes | Unusable:
         name = name_of(item)
         if item.size > _MAX_FILE_BYTES:
             return Unusable(image_id, name, f"The file has {item.size:,} bytes; at most {_MAX_FILE_BYTES:,} are read.")
@@ -82,9 +96,9 @@ class PictureReader:
         except OSError as error:
             seen = item.size >= 0
             return Unusable(image_id, name, f"The file cannot be read: {error.strerror or error}.", by_storage=seen)
-        return self._decode(image_id, name, data)
+        return image_id, name, data
 
-    def _read_rows(self, items: Sequence[tuple[int, Item]]) -> Iterator[Callable[[], Picture | Unusable]]:
+    def _read_rows(self, items: Sequence[tuple[int, Item]]) -> Iterator[Callable[[], _Bytes | Unusable]]:
         """Rows of one parquet file that follow one another."""
         done = 0
         try:
@@ -97,7 +111,7 @@ class PictureReader:
                     missing = Unusable(image_id, name, "The row holds no bytes of a picture.")
                     yield lambda one=missing: one
                 else:
-                    yield lambda one=(image_id, name, data): self._decode(*one)
+                    yield lambda one=(image_id, name, data): one
         except (OSError, pa.ArrowException) as error:
             text = f"The parquet file cannot be read here: {error}."
             lost = isinstance(error, OSError) and error.errno is not None
@@ -105,13 +119,69 @@ class PictureReader:
                 broken = Unusable(image_id, name_of(item), text, by_storage=lost)
                 yield lambda one=broken: one
 
-    def _decode(self, image_id: int, name: str, data: bytes) -> Picture | Unusable:
+    def _decode(self, read: Callable[[], _Bytes | Unusable], room: "_Room") -> Picture | Unusable:
+        found = read()
+        if isinstance(found, Unusable):
+            return found
+        image_id, name, data = found
+        room.enter(image_id, _num_pixels(data, self._max_pixels))
         try:
             return Picture(image_id=image_id, name=name, image=decode(data, max_pixels=self._max_pixels))
         except PictureError as error:
             return Unusable(image_id, name, str(error))
         except MemoryError:
             return Unusable(image_id, name, "There is not enough memory to decode it.")
+
+
+class _Room:
+    """Bounds the pixels of the pictures that are decoded and wait for their use.
+
+    The picture that is used next is let in however large it is, or those after it could keep it out for ever.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = pixels
+        self._inside: dict[int, int] = {}
+        self._next: float = 0
+        self._changed = threading.Condition()
+
+    def enter(self, image_id: int, pixels: int) -> None:
+        """Return when there is room for a picture that is to be decoded."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: image_id <= self._next or sum(self._inside.values()) + pixels <= self._pixels
+            )
+            self._inside[image_id] = pixels
+
+    def result(self, image_id: int, future: Future[Picture | Unusable]) -> Picture | Unusable:
+        """The picture that is used next, which leaves."""
+        self._let_in(image_id)
+        picture = future.result()
+        with self._changed:
+            self._inside.pop(image_id, None)
+            self._changed.notify_all()
+        return picture
+
+    def open(self) -> None:
+        """Nobody waits any longer."""
+        self._let_in(math.inf)
+
+    def _let_in(self, image_id: float) -> None:
+        with self._changed:
+            self._next = image_id
+            self._changed.notify_all()
+
+
+def _num_pixels(data: bytes, max_pixels: int) -> int:
+    """How many `decode` will make of it, by the file's header: none, if it refuses the picture."""
+    if has_too_many(data):
+        return 0
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as picture:
+            pixels = picture.width * picture.height
+    except Exception:  # Pillow raises all kinds on damaged bytes, and again when `decode` opens them, which names them
+        return 0
+    return pixels if pixels <= max_pixels else 0
 
 
 def _cells(source: Input, first: Item, count: int) -> Iterator[tuple[bytes | None, str | None]]:

@@ -15,7 +15,7 @@ from serve.batch_models import Picture, Task
 from serve.batch_reader import PictureReader, Unusable, name_of
 from serve.batch_storage import Store
 
-# Pictures go through the models by `batch_size`, or fewer if they are large: what bounds a worker's memory.
+# Pictures are read and go through the models by `batch_size`, fewer if they are large: what bounds a worker's memory.
 _PIXELS_AT_ONCE = 64_000_000
 # Deaths of a shard's worker after which its pictures are taken one by one, to learn which of them is deadly.
 _DEATHS_BEFORE_CARE = 2
@@ -67,7 +67,11 @@ class ShardWorker:
         self._work = work
         self._model: Any = work.task.load()
         self._reader = PictureReader(
-            work.source, max_pixels=work.max_pixels, ahead=work.batch_size, threads=work.threads
+            work.source,
+            max_pixels=work.max_pixels,
+            ahead=work.batch_size,
+            pixels_ahead=_PIXELS_AT_ONCE,
+            threads=work.threads,
         )
         self._lost = 0  # pictures in a row, also over shards, that could not be fetched
 
