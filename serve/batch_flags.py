@@ -16,6 +16,8 @@ from core.segment.options import SegmentOptions, check_prompts
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 # Above this Pillow itself starts to warn of decompression bombs.
 _PILLOW_PIXEL_LIMIT = Image.MAX_IMAGE_PIXELS or 89_478_485
+# Up to the last @ of the word: a secret key with a bare / or @ in it is a mistake, and still a secret.
+_PASSWORD_IN_URL = re.compile(r"(?<=://)([^:/@\s]*):(\S*)@")
 
 
 class UsageError(Exception):
@@ -175,7 +177,18 @@ def parse(description: str | None) -> Flags:
         sys.exit(EXIT_USAGE)
 
 
+def without_passwords(text: str) -> str:
+    """The text with `***` for the passwords in its URLs, to be shown or kept."""
+    return _PASSWORD_IN_URL.sub(r"\1:***@", text)
+
+
+def password_has_slash(url: str) -> bool:
+    """Whether the password seems to go on behind a slash, where for other programs the URL's path begins."""
+    found = _PASSWORD_IN_URL.search(url)
+    return found is not None and "/" in found[2]
+
+
 def command_line() -> str:
     """What the user typed, for the record; without passwords in URLs."""
-    words = [re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", word) for word in sys.argv[1:]]
+    words = [without_passwords(word) for word in sys.argv[1:]]
     return shlex.join(["python", os.fspath(Path("serve", "batch.py")), *words])

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.runtime import describe_machine, source_commit
-from serve.batch_flags import UsageError, command_line
+from serve.batch_flags import UsageError, command_line, without_passwords
 from serve.batch_input import Input, Item, cut, why_empty
 from serve.batch_storage import Store
 
@@ -124,7 +124,7 @@ def open_job(store: Store, settings: dict[str, Any], source: Input, shard_size: 
         record = {
             "version": VERSION,
             "settings": settings,
-            "input": source.url,
+            "input": without_passwords(source.url),
             "shard_size": shard_size,
             "listing": None,
             "finished": None,

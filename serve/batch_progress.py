@@ -6,14 +6,16 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from serve.batch_flags import without_passwords
+
 OUT = Console(highlight=False)
 _ERR = Console(stderr=True, highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def error(message: str) -> None:
-    """One sentence to standard error."""
-    _ERR.print(f"error: {message}", markup=False, soft_wrap=True)
+    """One sentence to standard error; without passwords in URLs."""
+    _ERR.print(f"error: {without_passwords(message)}", markup=False, soft_wrap=True)
 
 
 def say(text: str = "") -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from core.images import FORMATS, PictureError, decode
 from core.picture_parts import has_too_many
+from serve.batch_flags import without_passwords
 from serve.batch_input import Input, Item
 from serve.batch_models import Picture
 from serve.batch_storage import is_local, read_bytes
@@ -39,7 +40,7 @@ class Unusable:
     by_storage: bool = False
 
     def row(self) -> dict[str, Any]:
-        return {"image_id": self.image_id, "picture": self.name, "error": self.error}
+        return {"image_id": self.image_id, "picture": self.name, "error": without_passwords(self.error)}
 
 
 class PictureReader:

@@ -14,7 +14,7 @@ from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
-from serve.batch_flags import UsageError
+from serve.batch_flags import UsageError, password_has_slash
 
 # Read by pyarrow itself, which is installed anyway; fsspec would need a package for each.
 _READ_BY_PYARROW = ("s3", "gs", "gcs")
@@ -38,7 +38,10 @@ def resolve(url: str) -> tuple[AbstractFileSystem, str]:
             return ArrowFSWrapper(fs), path
         fs, path = url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError, OSError) as error:
-        raise UsageError(f"{url} cannot be opened: {error}") from error
+        # That the URL is none may be told with the part of the password before its slash, as it were a port.
+        unreadable = isinstance(error, ValueError) and password_has_slash(url)
+        why = "a / in a password must be written %2F" if unreadable else error
+        raise UsageError(f"{url} cannot be opened: {why}") from error
     return fs, path
 
 

@@ -1,10 +1,11 @@
 """The command line of a batch job: prompts by line, and flags that contradict one another."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from serve.batch_flags import Flags, UsageError
+from serve.batch_flags import Flags, UsageError, command_line, without_passwords
 
 
 def flags(**given: object) -> Flags:
@@ -74,3 +75,22 @@ def test_flags_that_cannot_be_met_are_refused(given: dict[str, object], expected
 def test_options_out_of_range_are_refused(given: dict[str, object], name: str) -> None:
     with pytest.raises(UsageError, match=name):
         flags(prompt=("star",), **given).options()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://AKIA:secret@bucket/x?region=eu", "s3://AKIA:***@bucket/x?region=eu"),
+        ("s3://AKIA:sec/ret+/k=@bucket/x", "s3://AKIA:***@bucket/x"),
+        ("ftp://me:s@c/r:t@host:21/x", "ftp://me:***@host:21/x"),
+        ("ftp://:secret@host/x", "ftp://:***@host/x"),
+        ("s3://bucket/a@2x/b.png", "s3://bucket/a@2x/b.png"),
+        ("http://me@host:8080/x", "http://me@host:8080/x"),
+        ("photos:old/a@2x", "photos:old/a@2x"),
+    ],
+)
+def test_passwords_in_urls_are_neither_shown_nor_kept(url: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert without_passwords(url) == expected
+    assert without_passwords(f"there is no {url!r} or {url}") == f"there is no {expected!r} or {expected}"
+    monkeypatch.setattr("sys.argv", ["batch.py", url, f"--output={url}"])
+    assert shlex.split(command_line())[2:] == [expected, f"--output={expected}"]

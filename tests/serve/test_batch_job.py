@@ -1,6 +1,7 @@
 """The folder of a job: whole files, refusals, and a listing that must not have changed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,14 @@ def test_a_file_whose_writing_fails_never_appears(output: Path) -> None:
         raise ZeroDivisionError
     assert store.read("a/b.json") == b"old" and store.names("a") == ["b.json"]
     assert [file.name for file in (output / "a").iterdir()] == ["b.json"]
+
+
+def test_a_password_in_the_input_is_not_kept_and_the_job_goes_on_with_another(pictures: Path, output: Path) -> None:
+    source, store = find_input(str(pictures)), Store.at(str(output))
+    open_job(store, SETTINGS, replace(source, url="s3://me:secret@bucket/in"), 4)
+    assert json.loads((output / "batch.json").read_text())["input"] == "s3://me:***@bucket/in"
+    assert open_job(store, SETTINGS, replace(source, url="s3://me:other@bucket/in"), 4).num_pictures == 10
+    assert not any(b"secret" in data or b"other" in data for data in snapshot(output).values())
 
 
 def test_a_url_is_written_and_read_as_a_folder_is(pictures: Path) -> None:
