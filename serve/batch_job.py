@@ -45,6 +45,11 @@ def part(folder: str, shard: int) -> str:
     return f"{folder}/part-{shard:06d}.parquet"
 
 
+def _shard_of(name: str) -> int:
+    """The number in a part's name."""
+    return int(name.removeprefix("part-").removesuffix(".parquet"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A job's folder, opened by `open_job`."""
@@ -66,7 +71,7 @@ class Job:
 
     def done(self) -> set[int]:
         """Shards that were written, by this run or an earlier one."""
-        return {int(name[5:-8]) for name in self.store.names(RESULTS)}
+        return {_shard_of(name) for name in self.store.names(RESULTS)}
 
     def pictures_in(self, shards: set[int]) -> int:
         """How many pictures these shards have together."""
@@ -80,7 +85,14 @@ class Job:
         return total
 
     def begin_run(self, how: dict[str, Any]) -> None:
-        """Note that a run begins: when, by what command, on which machine, and `how`."""
+        """Note that a run begins: when, by what command, on which machine, and `how`.
+
+        Errors of shards that a killed run did not get done are removed: this one may find none.
+        """
+        done = self.done()
+        for name in self.store.names(ERRORS):
+            if _shard_of(name) not in done:
+                self.store.remove(f"{ERRORS}/{name}")
         self.record["runs"].append(
             {
                 "started": _now(),

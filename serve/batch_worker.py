@@ -99,8 +99,8 @@ class ShardWorker:
             rows, unusable = self._together(shard, items)
         if unusable:
             write_part(work.store, ERRORS, shard, [one.row() for one in unusable], ERROR_SCHEMA)
-        else:
-            work.store.remove(part(ERRORS, shard))  # of a run that was killed before the shard was done
+        elif attempts.begun > 1:
+            work.store.remove(part(ERRORS, shard))  # of a worker that died before the shard was done
         # Last: this file is what says that the shard is done.
         write_part(work.store, RESULTS, shard, rows, work.task.schema)
         work.store.remove(note)

@@ -323,6 +323,7 @@ def test_errors_of_a_killed_run_do_not_outlive_a_shard_without_any(place: str, c
     run = Run(classify, folder, output)
     row = {"image_id": 1, "picture": "000.png", "error": "Permission denied"}
     write_part(run.job.store, ERRORS, 0, [row], ERROR_SCHEMA)
+    run.job.begin_run({})
     run.do()
     assert run.counts["unusable"] == 0 and run.job.store.names(ERRORS) == []
 
