@@ -43,10 +43,10 @@ def test_tints_and_outlines_are_those_of_the_whole_picture_in_float32(size: tupl
     masks.append(np.random.default_rng(1).random(size) < 0.9)
     expected = image.astype(np.float32)
     for number, mask in enumerate(masks):
-        outline = mask & ~ndimage.binary_erosion(mask, iterations=max(1, round(min(size) / 200)))
+        inner = np.asarray(ndimage.binary_erosion(mask, iterations=max(1, round(min(size) / 200))), bool)
         colour = np.array(colour_of(number), np.float32)
         expected[mask] += 0.45 * (colour - expected[mask])
-        expected[outline] = colour
+        expected[mask & ~inner] = colour
     drawn = draw_overlay(image, [answer(mask) for mask in masks], labels=False)
     np.testing.assert_array_equal(drawn, expected.astype(np.uint8))
 
