@@ -42,9 +42,9 @@ def mixed(seed: int) -> Iterator[tuple[str, Upload]]:
 
 
 def memory_mb() -> float:
-    """Of the replicas, the ingress's among them, without what they share."""
+    """Of both replicas, the ingress's with the classifier and the segmenter's, without what they share."""
     replicas = [pid for pid, command in family().items() if command.startswith("ray::ServeReplica")]
-    assert len(replicas) == 3
+    assert len(replicas) == 2
     return sum(usage_of(pid).private for pid in replicas)
 
 
