@@ -136,6 +136,7 @@ def test_the_teachers_flops_are_counted_apart_or_within_the_budget(shapes: Datas
     assert plans[2].teacher_flops(10) == 0
     assert plans[1].num_steps < plans[0].num_steps
     assert [p.train_flops(p.num_steps) for p in plans] == pytest.approx([1e9] * 3, rel=0.1)
+    assert plans[0].train_flops(plans[0].num_steps) + plans[0].teacher_flops(plans[0].num_steps) > 1.2e9
     assert plans[1].train_flops(10) == plans[0].train_flops(10) + plans[1].teacher_flops(10)
     rows = [train(config(teacher, epochs=1, count_teacher=counted), shapes).history[-1] for counted in (False, True)]
     for row in rows:
