@@ -124,8 +124,11 @@ class ShardWorker:
 
     def _check_storage(self, picture: Picture | Unusable) -> None:
         """A file that vanished is an error of its own; when many in a row cannot be fetched, no picture is at fault."""
-        self._lost = self._lost + 1 if isinstance(picture, Unusable) and picture.by_storage else 0
-        if isinstance(picture, Unusable) and self._lost >= _NO_COINCIDENCE:
+        if not (isinstance(picture, Unusable) and picture.by_storage):
+            self._lost = 0
+            return
+        self._lost += 1
+        if self._lost >= _NO_COINCIDENCE:
             raise JobStopped(
                 f"{self._lost} pictures in a row that were listed cannot be fetched now, the last of them "
                 f"{picture.name}: {picture.error}"
