@@ -9,12 +9,13 @@ import sqlite3
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 from support import FEWER, LONGER, TINY, descendants_named, kill, reproducible, run, start, wait_for_checkpoints
 
 from core import checkpoint
-from sweeps.results import levels, load
+from sweeps.results import SweepResults, levels, load
 
 FAULTY = Path(__file__).with_name("faulty_sweep.py")
 
@@ -109,27 +110,62 @@ def kill_and_resume(folder: Path, kills: int, *flags: str) -> Path:
         snapshots.append(saved(results))
         process = start(folder, "--resume", "latest")
     assert process.wait(280) == 0, (folder / "output.txt").read_text()
-    epochs = load(results).epochs
-    for saved_epochs, attempts in snapshots:
-        for trial, epoch in saved_epochs.items():
-            kept = epochs[(epochs["trial"] == trial) & (epochs["epoch"] <= epoch)]
-            assert len(kept) == epoch
-            assert kept["attempt"].max() == attempts[trial], f"{trial} was begun again though epoch {epoch} was saved"
+    for snapshot in snapshots:
+        check_kept(*snapshot, load(results).epochs)
     return results
 
 
-@pytest.mark.parametrize(
-    ("kills", "flags"),
-    [(1, FEWER), pytest.param(5, LONGER, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
-    ids=["once", "five times"],
-)
-def test_kill_9_of_the_driver_changes_no_number_of_a_grid(tmp_path: Path, kills: int, flags: tuple[str, ...]) -> None:
-    assert run(tmp_path, *flags, "--name", "whole").returncode == 0
-    whole = load(tmp_path / "results" / "patch_size" / "whole")
-    killed = load(kill_and_resume(tmp_path, kills, *flags))
-    assert_frame_equal(reproducible(whole.trials), reproducible(killed.trials))
-    assert_frame_equal(reproducible(whole.epochs), reproducible(killed.epochs))
-    assert killed.epochs["attempt"].max() > 1
+def check_kept(saved_epochs: dict[str, int], attempts: dict[str, int], epochs: pd.DataFrame) -> None:
+    """No trial has trained again what it had saved."""
+    for trial, epoch in saved_epochs.items():
+        kept = epochs[(epochs["trial"] == trial) & (epochs["epoch"] <= epoch)]
+        assert len(kept) == epoch
+        assert kept["attempt"].max() == attempts[trial], f"{trial} was begun again though epoch {epoch} was saved"
+
+
+def check_same(whole: SweepResults, interrupted: SweepResults) -> None:
+    assert_frame_equal(reproducible(whole.trials), reproducible(interrupted.trials))
+    assert_frame_equal(reproducible(whole.epochs), reproducible(interrupted.epochs))
+    assert interrupted.epochs["attempt"].max() > 1
+
+
+@pytest.mark.timeout(1200)
+def test_ctrl_c_and_kill_9_of_the_driver_change_no_number_of_a_grid(tmp_path: Path) -> None:
+    assert run(tmp_path, *FEWER, "--name", "whole").returncode == 0
+    folder = tmp_path / "results" / "patch_size" / "stopped"
+    process = start(tmp_path, *FEWER, "--name", "stopped")
+    wait_for_checkpoints(folder, 2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    output = (tmp_path / "output.txt").read_text()
+    assert "python sweeps/patch_size.py --resume results/patch_size/stopped" in output
+    assert "Traceback" not in output
+    partial = load(folder)
+    assert partial.sweep["status"] == "interrupted"
+    assert "unfinished" in set(partial.trials["status"])
+    after_ctrl_c = saved(folder)
+
+    process = start(tmp_path, "--resume", "results/patch_size/stopped")
+    wait_for_checkpoints(folder, 3)
+    assert process.poll() is None, (tmp_path / "output.txt").read_text()
+    kill(process)
+    after_kill = saved(folder)
+
+    resumed = run(tmp_path, "--resume", "latest")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    results = load(folder)
+    check_kept(*after_ctrl_c, results.epochs)
+    check_kept(*after_kill, results.epochs)
+    check_same(load(folder.with_name("whole")), results)
+    assert len(results.trials) == 4 and (results.trials["status"] == "completed").all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_kill_9_of_the_driver_five_times_changes_no_number_of_a_grid(tmp_path: Path) -> None:
+    assert run(tmp_path, *LONGER, "--name", "whole").returncode == 0
+    killed = kill_and_resume(tmp_path, 5, *LONGER)
+    check_same(load(killed.with_name("whole")), load(killed))
 
 
 @pytest.mark.slow
@@ -142,24 +178,6 @@ def test_kill_9_loses_and_doubles_no_trial_of_a_search(tmp_path: Path) -> None:
     assert results.trials["config/learning_rate"].is_unique
     assert set(results.trials["status"]) <= {"completed", "stopped"}
     assert not results.epochs.duplicated(["trial", "epoch"]).any()
-
-
-def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
-    process = start(tmp_path, *FEWER, "--name", "stopped")
-    folder = tmp_path / "results" / "patch_size" / "stopped"
-    wait_for_checkpoints(folder, 2)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    output = (tmp_path / "output.txt").read_text()
-    assert "python sweeps/patch_size.py --resume results/patch_size/stopped" in output
-    assert "Traceback" not in output
-    partial = load(folder)
-    assert partial.sweep["status"] == "interrupted"
-    assert "unfinished" in set(partial.trials["status"])
-    resumed = run(tmp_path, "--resume", "results/patch_size/stopped")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert (load(folder).trials["status"] == "completed").all()
-    assert len(load(folder).trials) == 4
 
 
 @pytest.mark.slow
