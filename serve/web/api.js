@@ -46,7 +46,11 @@ async function call(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Refusal("The service cannot be reached. Check that it is running, then try again.", 0);
   }
-  const body = await response.json().catch(() => null);
+  const body = await response.json().catch((error) => {
+    if (error instanceof SyntaxError) return null; // not JSON: a proxy's own words
+    options.signal?.throwIfAborted();
+    throw new Refusal("The answer broke off. Try again.", 0);
+  });
   if (response.ok && body) return body;
   const sentence =
     body?.detail ?? body?.title ?? `The service answered with status ${response.status} and no explanation.`;

@@ -16,13 +16,14 @@ import { tabs } from "./tabs.js";
 
 const MOST_CLASSES = 10;
 
-const page = { picture: null, answer: null, limits: { max_upload_bytes: Infinity } };
+const page = { picture: null, answer: null, limits: { max_upload_bytes: Infinity }, isDescribed: false };
 const look = { view: "masks", heatOf: null, pointedAt: null };
 const prompts = new Prompts(showAnswers, segment);
 const stage = new Stage(() => ({ picture: page.picture, prompts: prompts.all, look }));
 
 function takePicture(picture, itsPrompts) {
   abandon();
+  page.picture?.source?.close?.(); // or its pixels stay until the browser happens to look
   page.picture = picture;
   page.answer = null;
   for (const prompt of prompts.all) Object.assign(prompt, UNANSWERED);
@@ -57,12 +58,14 @@ async function segment() {
 /** Ask again for one prompt alone, with the threshold of its slider. */
 async function refine(prompt) {
   const { threshold } = prompt;
-  await run("segment", "Segmenting…", async (signal) => {
+  const outline = async (signal) => {
     await ask([prompt], { threshold }, signal);
     byId("status").textContent =
       `${count(prompt.marks.length, "object")} for ${prompt.text} at a threshold of ${threshold.toFixed(2)}.`;
-    byId(`threshold-${prompt.place}`)?.focus(); // the button that was pressed is gone
-  });
+    // The button that was pressed is gone; but who types by now, goes on typing.
+    if (document.activeElement === document.body) byId(`threshold-${prompt.place}`)?.focus();
+  };
+  await run("segment", "Segmenting…", outline, () => refine(prompt));
 }
 
 /** Ask the service, and show its answer once all of it can be drawn. */
@@ -77,6 +80,7 @@ async function ask(asked, options, signal) {
     asked.map((prompt, index) => read(answer.results[index], prompt, threshold, { width, height })),
   );
   signal.throwIfAborted();
+  describeIfNeeded();
   Object.assign(picture, { width, height });
   asked.forEach((prompt, index) => Object.assign(prompt, answers[index]));
   stage.fit();
@@ -88,6 +92,7 @@ async function classify() {
   if (!page.picture) return tell("Choose a picture first.");
   await run("classify", "Classifying…", async (signal) => {
     const { predictions, model } = await api.classify(page.picture, MOST_CLASSES, signal);
+    describeIfNeeded();
     byId("bars").replaceChildren(...bars(predictions));
     byId("classify-status").textContent = `Most likely: ${predictions[0].label}, says ${model.name}.`;
   });
@@ -102,6 +107,7 @@ function showAnswers() {
   byId("answers").replaceChildren(...answered.map((prompt) => card(prompt, act)));
   byId("downloads").hidden = !answered.length;
   byId("views").hidden = !answered.some((prompt) => prompt.shares);
+  if (look.pointedAt && !marks.includes(look.pointedAt)) stage.pointAt(null);
   if (!answered.includes(look.heatOf)) look.heatOf = answered[0] ?? null;
   byId("heat-of").replaceChildren(
     ...answered.map((prompt) => element("option", { selected: prompt === look.heatOf }, prompt.text)),
@@ -118,6 +124,7 @@ function showAnswers() {
 function preview(prompt, threshold) {
   const drawn = threshold === null ? { preview: null } : drawAbove(prompt.shares, threshold, prompt.colour);
   Object.assign(prompt, { threshold, heat: null, ...drawn });
+  stage.pointAt(null);
   prompt.showThreshold();
   if (threshold === null) byId(`threshold-${prompt.place}`).focus(); // the button that was pressed is gone
   stage.redraw();
@@ -128,8 +135,9 @@ function saveMask(mark) {
 }
 
 async function saveAs(name, make) {
+  const ofPicture = page.picture.name.replace(/\.[^.]*$/, ""); // now: another may be there when it is made
   try {
-    save(await make(), `${page.picture.name.replace(/\.[^.]*$/, "")}-${name}`);
+    save(await make(), `${ofPicture}-${name}`);
   } catch (error) {
     tell(error.message);
   }
@@ -172,6 +180,12 @@ async function loadModels() {
   page.limits = models.limits;
   prompts.most = models.limits.max_prompts ?? Infinity;
   describe(models);
+  page.isDescribed = true;
+}
+
+/** What could not be loaded with the page, now that the service answers. */
+function describeIfNeeded() {
+  if (!page.isDescribed) loadModels().catch(() => {}); // the next answer tries again
 }
 
 async function start() {

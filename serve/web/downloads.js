@@ -1,5 +1,6 @@
 // Files made in the browser from the answer.
 
+import { drawMask } from "./marks.js";
 import { colourOf } from "./palette.js";
 import { drawPicture } from "./picture.js";
 import { encode } from "./png.js";
@@ -7,17 +8,20 @@ import { drawAnswers } from "./scene.js";
 
 const MOST_LABELS = 255;
 
-/** The picture at full size, with what the screen shows over it. @throws {Error} the browser may not copy it. */
+/** The picture at full size, with what the screen shows over it. @throws {Error} the browser cannot, or may not. */
 export async function overlayFile(picture, prompts, look) {
-  const canvas = new OffscreenCanvas(picture.width, picture.height);
-  const context = canvas.getContext("2d");
-  drawPicture(context, picture);
-  drawAnswers(context, picture, prompts, { ...look, pointedAt: null });
   try {
+    const canvas = new OffscreenCanvas(picture.width, picture.height);
+    const context = canvas.getContext("2d");
+    const atFullSize = (mark) => drawMask(mark.mask, mark.prompt.colour, picture);
+    drawPicture(context, picture);
+    drawAnswers(context, picture, prompts, { ...look, pointedAt: null }, atFullSize);
     return await canvas.convertToBlob({ type: "image/png" });
-  } catch {
+  } catch (error) {
     throw new Error(
-      "The site that this picture is from does not let it be copied. Save the picture, and choose the file instead.",
+      error.name === "SecurityError"
+        ? "The site that this picture is from does not let it be copied. Save the picture, and choose the file instead."
+        : "The overlay is too large for this browser. Save the label map or the JSON instead.",
     );
   }
 }

@@ -53,8 +53,8 @@ function mix(one, other, share) {
 
 /** The probability at a point, given in shares of the picture's width and height. */
 export function shareAt({ width, height, shares }, x, y) {
-  const column = Math.min(Math.floor(x * width), width - 1);
-  const row = Math.min(Math.floor(y * height), height - 1);
+  const column = Math.min(Math.max(Math.floor(x * width), 0), width - 1); // a finger may be dragged off the edge
+  const row = Math.min(Math.max(Math.floor(y * height), 0), height - 1);
   return shares[row * width + column];
 }
 

@@ -22,7 +22,9 @@ export async function fromFile(file, name, maxBytes) {
     throw new Error(`${name} has ${megabytes(file.size)}; the service takes at most ${megabytes(maxBytes)}.`);
   }
   try {
-    return picture({ name, file, source: await createImageBitmap(file) });
+    // A copy: the file on disk may be changed, moved or deleted before it is sent.
+    const copy = new Blob([await file.arrayBuffer()], { type: file.type });
+    return picture({ name, file: copy, source: await createImageBitmap(copy) });
   } catch {
     throw new Error(`${name} is not a picture that can be read. Use a JPEG, PNG, WebP, GIF or BMP file.`);
   }
@@ -34,10 +36,18 @@ export async function fromLink(text) {
   if (!url || !["http:", "https:"].includes(url.protocol)) {
     throw new Error("That is not a link to a picture. A link begins with https:// or http://.");
   }
-  const name = decodeURIComponent(url.pathname.split("/").at(-1)) || url.hostname;
+  const name = decoded(url.pathname.split("/").at(-1)) || url.hostname;
   // Most sites do not let scripts read their pictures; such a picture can be shown, but not saved from the canvas.
   const source = (await load(url, "anonymous")) ?? (await load(url, null));
   return picture({ name, url: url.href, source });
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // not UTF-8
+  }
 }
 
 async function load(url, crossOrigin) {

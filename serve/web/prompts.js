@@ -57,17 +57,19 @@ export class Prompts {
 
   /** Make chips of what has been typed. */
   take() {
-    this.add(...this.input.value.split(","));
-    this.input.value = "";
+    this.input.value = this.add(...this.input.value.split(",")).join(",");
   }
 
+  /** Those that there is no room for any more. */
   add(...texts) {
+    const left = [];
     for (const raw of texts) {
       const text = raw.trim().replace(/\s+/g, " ");
       if (!text || this.all.some((one) => one.text === text)) continue;
       if (this.all.length >= this.most) {
         this.hint.textContent = `The service takes at most ${this.most} prompts at a time.`;
-        break;
+        left.push(text);
+        continue;
       }
       const taken = new Set(this.all.map((one) => one.place));
       let place = 0;
@@ -75,6 +77,7 @@ export class Prompts {
       this.all.push(prompt(text, place));
     }
     this.show();
+    return left;
   }
 
   remove(one) {

@@ -1,7 +1,7 @@
 // The service's answer to a prompt, made ready to be drawn.
 
 import { readHeatmap, stretch } from "./heatmap.js";
-import { drawMask } from "./marks.js";
+import { drawMaskForScreen } from "./marks.js";
 import { UNANSWERED } from "./prompts.js";
 import { decode } from "./rle.js";
 
@@ -15,7 +15,7 @@ import { decode } from "./rle.js";
 export async function read(result, prompt, asked, size) {
   const marks = result.instances.map((instance) => {
     const mask = decode(instance.mask);
-    return { prompt, instance, mask, canvas: drawMask(mask, prompt.colour, size) };
+    return { prompt, instance, mask, canvas: drawMaskForScreen(mask, prompt.colour, size) };
   });
   const shares = result.heatmap ? stretch(await readHeatmap(result.heatmap), size) : null;
   return { ...UNANSWERED, result, asked, marks: marks.filter((mark) => mark.canvas), shares };

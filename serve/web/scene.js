@@ -8,8 +8,10 @@ import { covers } from "./rle.js";
  *
  * @param {object} look `view`: "masks", "heat" or "picture"; `heatOf`: the prompt whose heatmap is shown; `pointedAt`:
  *   the mark that stands out; `isBare`: the picture alone, whatever the view.
+ * @param {(mark: object) => OffscreenCanvas} canvasOf what is drawn for a mark.
  */
-export function drawAnswers(context, picture, prompts, { view, heatOf, pointedAt, isBare }) {
+export function drawAnswers(context, picture, prompts, look, canvasOf = (mark) => mark.canvas) {
+  const { view, heatOf, pointedAt, isBare } = look;
   const { width, height } = context.canvas;
   if (isBare) return;
   context.imageSmoothingEnabled = true;
@@ -29,8 +31,9 @@ export function drawAnswers(context, picture, prompts, { view, heatOf, pointedAt
       const { left, top, width: across, height: down } = mark.mask;
       const place = [left * scale, top * scale, across * scale, down * scale];
       context.globalAlpha = pointedAt && pointedAt !== mark ? 0.25 : 1;
-      context.drawImage(mark.canvas, ...place);
-      if (pointedAt === mark) context.drawImage(mark.canvas, ...place);
+      const drawn = canvasOf(mark);
+      context.drawImage(drawn, ...place);
+      if (pointedAt === mark) context.drawImage(drawn, ...place);
     }
   }
   context.globalAlpha = 1;

@@ -2,16 +2,23 @@
 
 import { byId, element } from "./dom.js";
 import { fromFile, fromLink } from "./picture.js";
+import { showWork } from "./request.js";
 
 /**
  * @param {object} act `take(picture, prompts)` with the prompts of a sample or null; `fail(error)`; `maxBytes()`.
  */
 export function sources(act) {
+  let latest = 0; // what was chosen last is taken, not what is there last
   const tryTo = async (load, prompts = null) => {
+    const turn = ++latest;
+    showWork(1);
     try {
-      act.take(await load(), prompts);
+      const picture = await load();
+      if (turn === latest) act.take(picture, prompts);
     } catch (error) {
-      act.fail(error);
+      if (turn === latest) act.fail(error);
+    } finally {
+      showWork(-1);
     }
   };
   const file = (one) => tryTo(() => fromFile(one, one.name || "The pasted picture", act.maxBytes()));
@@ -31,10 +38,11 @@ export function sources(act) {
   document.addEventListener("paste", (event) => {
     const { files } = event.clipboardData;
     const text = event.clipboardData.getData("text/plain").trim();
-    if (files.length) {
+    const isTyping = event.target.closest("input"); // spreadsheets bring a picture of the words along
+    if (files.length && !(isTyping && text)) {
       event.preventDefault();
       file(files[0]);
-    } else if (!event.target.closest("input") && /^https?:\/\//.test(text)) {
+    } else if (!isTyping && /^https?:\/\//.test(text)) {
       link(text);
     }
   });
@@ -81,7 +89,8 @@ export function sources(act) {
 }
 
 async function download(url) {
-  const response = await fetch(url);
-  if (!response.ok) throw new Error("The sample picture could not be loaded. Try again.");
-  return response.blob();
+  const response = await fetch(url).catch(() => null);
+  const blob = response?.ok ? await response.blob().catch(() => null) : null;
+  if (!blob) throw new Error("The sample picture could not be loaded. Try again.");
+  return blob;
 }

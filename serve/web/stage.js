@@ -40,7 +40,8 @@ export class Stage {
     }
     if (!isShown) return;
     const room = Math.min(this.frame.clientWidth, picture.width * LARGEST_ZOOM);
-    const tallest = window.innerHeight * (matchMedia("(max-width: 899px)").matches ? 0.4 : TALLEST);
+    // Not the window's own height, which changes while a phone hides its address.
+    const tallest = document.documentElement.clientHeight * (matchMedia("(max-width: 899px)").matches ? 0.4 : TALLEST);
     const width = Math.min(room, (tallest * picture.width) / picture.height);
     const pixels = Math.max(1, Math.round(width * devicePixelRatio));
     this.canvas.width = pixels;
@@ -104,6 +105,7 @@ export class Stage {
       ...lines.map((line) => Object.assign(document.createElement("span"), { textContent: line })),
     );
     this.readout.hidden = false;
+    this.readout.style.left = "0"; // where it was would limit its width
     const { offsetLeft, offsetTop, clientWidth, clientHeight } = this.canvas;
     const half = this.readout.offsetWidth / 2;
     const left = Math.min(Math.max(offsetLeft + x * clientWidth, half + 4), this.frame.clientWidth - half - 4);

@@ -134,6 +134,24 @@ def test_run_lengths_that_do_not_fit_are_refused(page: Page) -> None:
         assert refused == "RangeError", counts
 
 
+def test_masks_of_large_pictures_are_drawn_no_larger_than_a_screen(page: Page) -> None:
+    drawn = page.evaluate(
+        """async () => {
+            const { drawMask, drawMaskForScreen } = await import("/web/marks.js");
+            const picture = { width: 8192, height: 1000 };
+            const bits = Uint8Array.from({ length: 4096 * 400 }, (_, bit) => (bit % 4096 < 1024 ? 1 : 0));
+            const mask = { left: 0, top: 0, width: 4096, height: 400, bits };
+            return [drawMask, drawMaskForScreen].map((draw) => {
+                const canvas = draw(mask, [10, 20, 30], picture);
+                const { data } = canvas.getContext("2d").getImageData(0, canvas.height / 2, canvas.width, 1);
+                const covered = data.filter((value, index) => index % 4 === 3 && value > 0).length;
+                return [canvas.width, canvas.height, covered];
+            });
+        }"""
+    )
+    assert drawn == [[4096, 400, 1024], [1024, 100, 256]]
+
+
 def test_colours_are_those_of_core(page: Page) -> None:
     colours = page.evaluate("async () => (await import('/web/palette.js')).PALETTE")
     assert colours == [list(colour) for colour in PALETTE]

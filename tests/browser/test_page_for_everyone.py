@@ -64,7 +64,7 @@ def test_everything_can_be_done_by_keyboard(page: Page) -> None:
     tab_to(page, "Masks", "Shift+Tab")
     press("ArrowRight")
     assert (canvas(page) != answered).any()
-    tab_to(page, "of")
+    tab_to(page, "Heatmap of")
     press("ArrowDown")
     tab_to(page, "Overlay")
     with page.expect_download():

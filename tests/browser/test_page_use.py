@@ -19,7 +19,7 @@ from browsing import (
     upload,
 )
 from PIL import Image
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 from tiny_checkpoint import CLASS_NAMES
 
 
@@ -197,6 +197,62 @@ def test_a_service_that_is_gone_is_a_sentence_too(page: Page, context: BrowserCo
     expect(page.locator(".verdict")).to_have_text("2 found")
 
 
+def test_an_answer_that_breaks_off_is_a_sentence_and_one_given_up_is_none(page: Page) -> None:
+    for is_given_up, name in ((False, "Error"), (True, "AbortError")):
+        told = page.evaluate(
+            """async (isGivenUp) => {
+                const { classify } = await import("/web/api.js");
+                const { fetch } = window;
+                const control = new AbortController();
+                const pull = (to) => {
+                    if (isGivenUp) control.abort();
+                    to.error(new TypeError());
+                };
+                window.fetch = async () => new Response(new ReadableStream({ pull }));
+                try { await classify({ url: "http://example.org" }, 5, control.signal); }
+                catch ({ name, message }) { return [name, message]; }
+                finally { window.fetch = fetch; }
+            }""",
+            is_given_up,
+        )
+        assert told[0] == name
+        assert is_given_up or told[1] == "The answer broke off. Try again."
+
+
+def test_what_was_chosen_last_is_taken_not_what_is_there_last(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/samples/rings.png", lambda route: held.append(route))
+    page.get_by_role("button", name="Sample picture rings").click()
+    upload(page, png())
+    picture = page.locator("#canvas")
+    expect(picture).to_have_attribute("aria-label", "The picture scene.png")
+    expect(page.locator("#working")).to_be_visible()
+    with page.expect_response("**/samples/rings.png"):
+        held[0].continue_()
+    expect(page.locator("#working")).to_be_hidden()
+    expect(picture).to_have_attribute("aria-label", "The picture scene.png")
+    expect(page.locator(".chip-text")).to_have_count(0)
+
+
+def test_what_the_models_know_is_told_once_the_service_answers(context: BrowserContext, url: str) -> None:
+    page = context.new_page()
+    page.route("**/v1/models", lambda route: route.fulfill(status=503, body="restarting"))
+    page.goto(url)
+    alert(page, "503")
+    page.unroute("**/v1/models")
+    upload(page, png())
+    expect(page.locator("#notice")).to_be_hidden()
+    ask(page, "ring")
+    expect(page.locator("#notice")).to_be_visible()
+
+
+def test_a_link_need_not_be_utf_8(page: Page) -> None:
+    name = page.evaluate(
+        """async () => (await (await import("/web/picture.js")).fromLink("http://127.0.0.1:1/caf%E9.jpg")).name"""
+    )
+    assert name == "caf%E9.jpg"
+
+
 def test_words_are_shown_as_words(page: Page) -> None:
     upload(page, png())
     evil = '<img src="x" onerror="document.title = 1"><b>ring</b>'
@@ -219,6 +275,7 @@ def test_prompts_come_and_go(page: Page) -> None:
     field.press("Enter")
     expect(chips).to_have_count(16)
     expect(page.get_by_text("at most 16 prompts")).to_be_visible()
+    expect(field).to_have_value(",".join(f"word {number}" for number in range(15, 40)))
 
 
 def test_the_classifier_answers_with_bars(page: Page, url: str) -> None:
@@ -245,7 +302,10 @@ def test_a_key_is_asked_for_only_where_it_is_needed(page: Page, url: str) -> Non
     page.goto(f"{url}/locked/")
     expect(key).to_be_focused()
     alert(page, "key")
-    key.fill("a wrong one")
+    key.fill("ключ")  # no header can carry it
+    key.press("Enter")
+    alert(page, "An API key has no spaces")
+    key.fill("a-wrong-one")
     key.press("Enter")
     expect(page.locator("#notice")).to_be_hidden()
     alert(page, "key")
