@@ -11,7 +11,7 @@ from serve.ingress import Ingress
 from serve.ports import SegmenterCard
 from serve.run_command import end_well
 from serve.settings import CARRIED_CLASSIFIER, Settings, StartError
-from serve.start_checks import check_machine
+from serve.start_checks import check_machine, is_local_run
 
 API_KEYS = "PATCHWORK_API_KEYS"
 # More than the ingress lets in, so that the refusal is its own, in our form; what this limit holds back waits in
@@ -78,11 +78,13 @@ def build(settings: Settings) -> Application:
     from serve.classifier import Classifier
 
     keys = read_keys(os.environ.get(API_KEYS))
-    try:
-        device = resolve_device(settings.device).type
-    except ValueError as error:
-        raise StartError(f"device: {error}") from error
-    settings = settings.model_copy(update={"device": device})
+    # On a cluster this may be a machine without a GPU, while the replicas have theirs.
+    if settings.device != "cuda" or is_local_run():
+        try:
+            device = resolve_device(settings.device).type
+        except ValueError as error:
+            raise StartError(f"device: {error}") from error
+        settings = settings.model_copy(update={"device": device})
     plan = _Plan.of(settings)
     models = _load_once(settings)
     _check_machine(settings, plan, models)

@@ -28,7 +28,7 @@ def check_machine(*, num_cpus: float, num_gpus: float, num_bytes: int, num_proce
     Raises:
         StartError: there are too few CPUs or GPUs, too little memory, or the port is taken.
     """
-    if not _is_local_run():
+    if not is_local_run():
         return
     _check_port()
     cpus = os.cpu_count() or 1
@@ -52,7 +52,8 @@ def check_machine(*, num_cpus: float, num_gpus: float, num_bytes: int, num_proce
         )
 
 
-def _is_local_run() -> bool:
+def is_local_run() -> bool:
+    """Whether this is `serve run` without the address of a cluster: here is where the replicas will be."""
     context = click.get_current_context(silent=True)
     if context is None or context.info_name != "run":
         return False

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from live import RAY_ENVIRONMENT
 from ray.serve.scripts import cli
 
-from serve.settings import CARRIED_CLASSIFIER
+from serve.app import build
+from serve.settings import CARRIED_CLASSIFIER, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +48,7 @@ def sentence(result: Result) -> str:
         (["clipseg=no/such-model"], "no CLIPSeg checkpoint can be loaded from 'no/such-model'"),
         (["sam2=no/such-model"], "there is no folder or file 'no/such-model'"),
         (["calibration=nowhere.json"], "nowhere.json cannot be read"),
+        (["device=cuda"], "device: "),
         (["replicas=500"], "the replicas need 500 CPUs, this machine has"),
         (["cache_mb=1000000"], "GiB of memory"),
     ],
@@ -56,6 +59,11 @@ def test_what_is_wrong_is_named(
     if not any(word.startswith("classifier") for word in words):
         words = [f"classifier={checkpoint_folder}", *words]
     assert expected in sentence(serve_run(*words, HF_HUB_OFFLINE="1"))
+
+
+def test_a_cluster_may_have_the_gpus_that_the_machine_of_the_start_lacks(checkpoint_folder: Path) -> None:
+    assert not torch.cuda.is_available()
+    build(Settings(classifier=checkpoint_folder, device="cuda"))
 
 
 def test_a_key_that_nobody_should_use(checkpoint_folder: Path) -> None:
