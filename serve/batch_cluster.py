@@ -24,7 +24,7 @@ _BACKEND_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 def connect(address: str | None) -> None:
     """Join the cluster at `address` (or `RAY_ADDRESS`, or of the job this runs in), or start Ray on this machine.
 
-    Elsewhere the workers receive the packages `core` and `serve` with the job; nothing is installed there by hand.
+    Elsewhere the workers receive the project's packages with the job; nothing is installed there by hand.
 
     Raises:
         UsageError: the cluster cannot be reached.
@@ -39,7 +39,7 @@ def connect(address: str | None) -> None:
         _start(ray.init, **quiet)
     elif address and address != "local":
         _check_reachable(address)
-        packages = [str(_PROJECT_ROOT / package) for package in ("core", "serve")]
+        packages = [str(_PROJECT_ROOT / package) for package in ("core", "nodes", "serve")]
         _start(ray.init, address, runtime_env={"py_modules": packages}, **quiet)
     else:
         # Loopback only: whoever reaches Ray's ports can run code.
@@ -77,13 +77,15 @@ def plan_workers(flags: Flags, num_shards: int) -> Workers:
         UsageError: a worker fits on no node, nor on one that the autoscaler can add.
     """
     import ray
-    from ray._private.state import state
+
+    from nodes.growth import can_grow_by
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    growth = state.get_max_resources_from_cluster_config() or {}
-    largest = {kind: max([growth.get(kind, 0), *(node.get(kind, 0) for node in nodes)]) for kind in ("CPU", "GPU")}
+    largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU")}
     cpus = flags.cpus_per_worker or 1
-    gpus = float(largest["GPU"] > 0) if flags.gpus_per_worker is None else flags.gpus_per_worker
+    gpus = flags.gpus_per_worker
+    if gpus is None:
+        gpus = float(largest["GPU"] > 0 or can_grow_by({"GPU": 1}) is True)
 
     def room(cpus: int) -> int:
         return sum(
@@ -91,7 +93,7 @@ def plan_workers(flags: Flags, num_shards: int) -> Workers:
             for node in nodes
         )
 
-    if not room(cpus) and not (growth.get("CPU", 0) >= cpus and growth.get("GPU", 0) >= gpus):
+    if not room(cpus) and can_grow_by({"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}) is False:
         raise UsageError(
             f"a worker asks for {cpus} CPUs and {gpus:g} GPUs, and no node of the cluster has them (the largest have "
             f"{largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs); lower --cpus-per-worker or --gpus-per-worker"

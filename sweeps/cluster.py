@@ -13,6 +13,8 @@ _NOISY_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.data")
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_TO_ANSWER = 30.0
 _NODES_ASKED = 16
+# How far the cluster may grow is not known. Of a search, more at once would be chosen knowing less.
+_AT_ONCE_WHERE_IT_GROWS = 8
 _PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 # Ray reads these when its processes start. Tune's own tables are replaced by `sweeps.progress`.
@@ -33,7 +35,7 @@ _WORKER_ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "RAY_CHDIR_TO_TRIAL
 def connect(address: str | None) -> None:
     """Join the cluster at `address` (or `RAY_ADDRESS`, or of the job this runs in), or start Ray on this machine.
 
-    Elsewhere the workers receive the packages `core` and `sweeps` with the job; nothing is installed there by hand.
+    Elsewhere the workers receive the project's packages with the job; nothing is installed there by hand.
 
     Raises:
         UsageError: the cluster cannot be reached.
@@ -50,7 +52,7 @@ def connect(address: str | None) -> None:
         ray.init(runtime_env={"env_vars": _WORKER_ENVIRONMENT}, **quiet)
     elif address and address != "local":
         _check_reachable(address)
-        packages = [str(_PROJECT_ROOT / package) for package in ("core", "sweeps")]
+        packages = [str(_PROJECT_ROOT / package) for package in ("core", "nodes", "sweeps")]
         try:
             ray.init(address, runtime_env={"py_modules": packages, "env_vars": _WORKER_ENVIRONMENT}, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -84,13 +86,13 @@ def check_fits(cpus: int, gpus: float) -> None:
         UsageError: a trial fits on no node.
     """
     import ray
-    from ray._private.state import state
+
+    from nodes.growth import can_grow_by
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         return
-    growth = state.get_max_resources_from_cluster_config() or {}
-    if growth.get("CPU", 0) >= cpus and growth.get("GPU", 0) >= gpus:
+    if can_grow_by({"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}) is not False:
         return
     largest_cpu = max((node.get("CPU", 0) for node in nodes), default=0)
     largest_gpu = max((node.get("GPU", 0) for node in nodes), default=0)
@@ -140,25 +142,26 @@ def _is_folder(path: str) -> bool:
 
 
 def concurrent_trials(cpus: int, gpus: float) -> int:
-    """How many trials fit on the nodes that are there now, or that the autoscaler may add; at least 1."""
+    """How many trials fit on the nodes that are there now; at least 1, and where nodes are added, a few."""
     import ray
-    from ray._private.state import state
+
+    from nodes.growth import has_autoscaler
 
     def fitting(resources: Mapping[str, float]) -> int:
         by_cpu = resources.get("CPU", 0) // cpus
         return int(min(by_cpu, resources.get("GPU", 0) // gpus) if gpus else by_cpu)
 
     now = sum(fitting(node["Resources"]) for node in ray.nodes() if node["Alive"])
-    return max(1, now, fitting(state.get_max_resources_from_cluster_config() or {}))
+    return max(now, _AT_ONCE_WHERE_IT_GROWS if has_autoscaler() else 1)
 
 
 def has_gpus() -> bool:
     """Whether the cluster has a GPU now, or can be given one."""
     import ray
-    from ray._private.state import state
 
-    growth = state.get_max_resources_from_cluster_config() or {}
-    return bool(ray.cluster_resources().get("GPU", 0) or growth.get("GPU", 0))
+    from nodes.growth import can_grow_by
+
+    return ray.cluster_resources().get("GPU", 0) > 0 or can_grow_by({"GPU": 1}) is True
 
 
 def _python_path() -> str:

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
-    "core": {"ray", "fastapi", "starlette", "httpx", "requests", "tyro", "argparse", "sweeps", "serve"},
+    "core": {"ray", "fastapi", "starlette", "httpx", "requests", "tyro", "argparse", "nodes", "sweeps", "serve"},
+    "nodes": {"core", "sweeps", "serve"},
     "sweeps": {"serve", "fastapi", "starlette"},
     "serve": {"sweeps"},
 }

@@ -1,0 +1,1 @@
+"""What sweeps and batch jobs ask of the Ray cluster they have joined."""

@@ -1,0 +1,53 @@
+"""Whether a cluster can be given nodes that it does not have yet."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+_SECONDS_TO_ANSWER = 60.0
+_STEP_S = 0.5
+# Set on every node by what starts nodes: `ray up`, KubeRay.
+_NODE_GROUP = "ray.io/node-group"
+
+
+def has_autoscaler() -> bool:
+    """Whether something adds nodes to the cluster; to one that was started by hand nothing does."""
+    return any(node["Labels"].get(_NODE_GROUP) for node in ray.nodes() if node["Alive"])
+
+
+def can_grow_by(resources: Mapping[str, float]) -> bool | None:
+    """Whether the cluster's autoscaler, if there is one, can add a node with that much; it then begins to.
+
+    None if it does not tell, as Ray's first autoscaler does not. The second, that of `ray up` and KubeRay, is asked for
+    the room, and tells within seconds if no kind of node has it. Ray's own table of what a cluster may grow to,
+    `get_max_resources_from_cluster_config`, is filled by neither.
+    """
+    if not has_autoscaler():
+        return False
+    from ray.autoscaler.v2.sdk import request_cluster_resources
+
+    address = ray.get_runtime_context().gcs_address
+    request_cluster_resources(address, [{"resources": dict(resources)}])
+    try:
+        asked = _status(address).cluster_resource_state.cluster_resource_state_version
+        end = time.monotonic() + _SECONDS_TO_ANSWER
+        while time.monotonic() < end:
+            answer = _status(address).autoscaling_state
+            if answer.last_seen_cluster_resource_state_version > asked:
+                return not answer.infeasible_cluster_resource_constraints
+            time.sleep(_STEP_S)
+        return None
+    finally:
+        # What it has begun to start has minutes to be used in.
+        request_cluster_resources(address, [])
+
+
+def _status(address: str) -> Any:
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+    from ray.core.generated import autoscaler_pb2
+
+    reply = autoscaler_pb2.GetClusterStatusReply()  # pyright: ignore[reportAttributeAccessIssue]
+    reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=int(_SECONDS_TO_ANSWER)))
+    return reply
