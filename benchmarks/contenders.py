@@ -107,7 +107,13 @@ def litserve(max_batch_size: int = 16) -> Iterator[str]:
 def patchwork(settings: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
     """`serve run serve.config` with these settings; its address, and the process that all of it descends from."""
     port = _free_port()
-    application = {"name": "default", "route_prefix": "/", "import_path": "serve.config", "args": dict(settings)}
+    application = {
+        "name": "default",
+        "route_prefix": "/",
+        "import_path": "serve.config",
+        "args": dict(settings),
+        "logging_config": {"enable_access_log": False},
+    }
     with tempfile.TemporaryDirectory() as folder:
         # By a file, as `serve run serve.config` itself always listens on port 8000. JSON is YAML.
         file = Path(folder) / "application.yaml"

@@ -20,8 +20,6 @@ _INGRESS_ONGOING_REQUESTS = 1000
 # Shares of a core and of a GPU for what takes milliseconds: one core, or one GPU, is enough to start.
 _SMALL_CPUS, _SMALL_GPUS = 0.25, 0.1
 _MAX_CPUS = 8
-# The ingress logs each request, with its outcome: lines of Serve's own from every deployment on the way say no more.
-_LOGGING = {"enable_access_log": False}
 # Large models on a CPU take their time.
 _HEALTH_CHECK_TIMEOUT_S = 60
 
@@ -98,9 +96,9 @@ def build(settings: Settings) -> Application:
     return Ingress.options(
         max_ongoing_requests=_INGRESS_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": 0} if classifier else for_classifier,
-        logging_config=_LOGGING,
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
+        **_logging(),
     ).bind(settings, models.image_size, classifier, segmenter, models.segmenter, keys)
 
 
@@ -123,7 +121,7 @@ def _resources(settings: Settings, num_cpus: float, num_gpus: float) -> dict[str
         # Admission is the ingress's affair: what was let in goes to a replica at once, to find company there. At the
         # limit Serve's router would try again only now and then.
         "max_ongoing_requests": 2 * settings.max_in_hand,
-        "logging_config": _LOGGING,
+        **_logging(),
         "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus},
         # What a replica has in hand when it is to stop, it answers.
         "graceful_shutdown_timeout_s": settings.request_timeout_s,
@@ -138,6 +136,14 @@ def _resources(settings: Settings, num_cpus: float, num_gpus: float) -> dict[str
         "target_ongoing_requests": settings.max_batch_size,
     }
     return options | {"autoscaling_config": scaling}
+
+
+def _logging() -> dict[str, Any]:
+    """Each request is logged by the ingress, with its outcome: Serve's own lines from all deployments say no more.
+
+    On a cluster this is the YAML file's affair, whose `logging_config` would not reach a deployment that has one.
+    """
+    return {"logging_config": {"enable_access_log": False}} if is_local_run() else {}
 
 
 def _load_once(settings: Settings) -> _Models:

@@ -58,6 +58,13 @@ def test_the_cluster_is_closed_to_strangers() -> None:
     assert "--dashboard-host=127.0.0.1" in head
 
 
+def test_a_replica_on_kubernetes_fits_a_worker() -> None:
+    args = yaml.safe_load(MANIFESTS["rayservice"]["spec"]["serveConfigV2"])["applications"][0]["args"]
+    (group,) = cluster_spec(MANIFESTS["rayservice"])["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert args["cpus_per_replica"] <= int(container["resources"]["limits"]["cpu"])
+
+
 def test_the_shells_of_setup_and_start_can_be_parsed() -> None:
     for part in ("setup_commands", "head_start_ray_commands", "worker_start_ray_commands"):
         for command in CLUSTER[part]:
