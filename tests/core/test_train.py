@@ -69,6 +69,7 @@ def test_resumed_after_any_epoch_the_weights_are_bit_identical(
         assert [row["attempt"] for row in resumed.history] == [1] * epoch + [2] * (len(whole.history) - epoch)
 
 
+@pytest.mark.slow
 def test_compiled_training_resumes_bit_identically_too(tmp_path: Path) -> None:
     """In a process of its own: the run-time type checks of the tests cannot be compiled."""
     script = """
