@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray.util.client import ray as client
 
 _SECONDS_TO_ANSWER = 60.0
 _STEP_S = 0.5
@@ -20,16 +21,19 @@ def has_autoscaler() -> bool:
 def can_grow_by(resources: Mapping[str, float]) -> bool | None:
     """Whether the cluster's autoscaler, if there is one, can add a node with that much; it then begins to.
 
-    None if it does not tell, as Ray's first autoscaler does not. The second, that of `ray up` and KubeRay, is asked for
-    the room, and tells within seconds if no kind of node has it. Ray's own table of what a cluster may grow to,
+    None if that cannot be told: Ray's first autoscaler does not say. The second, that of `ray up` and KubeRay, is asked
+    for the room, and tells within seconds if no kind of node has it. Ray's own table of what a cluster may grow to,
     `get_max_resources_from_cluster_config`, is filled by neither.
     """
     if not has_autoscaler():
         return False
+    if client.is_connected():
+        return None  # from outside, where the port that is asked may not be reached
     from ray.autoscaler.v2.sdk import request_cluster_resources
 
     address = ray.get_runtime_context().gcs_address
-    request_cluster_resources(address, [{"resources": dict(resources)}])
+    wanted = {kind: amount for kind, amount in resources.items() if amount}
+    request_cluster_resources(address, [{"resources": wanted}])
     try:
         asked = _status(address).cluster_resource_state.cluster_resource_state_version
         end = time.monotonic() + _SECONDS_TO_ANSWER

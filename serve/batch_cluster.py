@@ -93,7 +93,7 @@ def plan_workers(flags: Flags, num_shards: int) -> Workers:
             for node in nodes
         )
 
-    if not room(cpus) and can_grow_by({"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}) is False:
+    if not room(cpus) and can_grow_by({"CPU": cpus, "GPU": gpus}) is False:
         raise UsageError(
             f"a worker asks for {cpus} CPUs and {gpus:g} GPUs, and no node of the cluster has them (the largest have "
             f"{largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs); lower --cpus-per-worker or --gpus-per-worker"

@@ -92,7 +92,7 @@ def check_fits(cpus: int, gpus: float) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         return
-    if can_grow_by({"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}) is not False:
+    if can_grow_by({"CPU": cpus, "GPU": gpus}) is not False:
         return
     largest_cpu = max((node.get("CPU", 0) for node in nodes), default=0)
     largest_gpu = max((node.get("GPU", 0) for node in nodes), default=0)
