@@ -58,13 +58,6 @@ def test_the_cluster_is_closed_to_strangers() -> None:
     assert "--dashboard-host=127.0.0.1" in head
 
 
-def test_a_replica_on_kubernetes_fits_a_worker() -> None:
-    args = yaml.safe_load(MANIFESTS["rayservice"]["spec"]["serveConfigV2"])["applications"][0]["args"]
-    (group,) = cluster_spec(MANIFESTS["rayservice"])["workerGroupSpecs"]
-    (container,) = group["template"]["spec"]["containers"]
-    assert args["cpus_per_replica"] <= int(container["resources"]["limits"]["cpu"])
-
-
 def test_the_shells_of_setup_and_start_can_be_parsed() -> None:
     for part in ("setup_commands", "head_start_ray_commands", "worker_start_ray_commands"):
         for command in CLUSTER[part]:
@@ -216,11 +209,15 @@ def test_manifests_have_the_fields_of_their_custom_resource(name: str) -> None:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
-def test_the_services_settings_are_settings() -> None:
+def test_the_services_settings_are_settings_and_fit_its_workers() -> None:
     (application,) = yaml.safe_load(MANIFESTS["rayservice"]["spec"]["serveConfigV2"])["applications"]
     assert application["import_path"] == "serve.config"
     settings = Settings.model_validate(application["args"])
-    assert settings.max_replicas == cluster_spec(MANIFESTS["rayservice"])["workerGroupSpecs"][0]["maxReplicas"]
+    (group,) = cluster_spec(MANIFESTS["rayservice"])["workerGroupSpecs"]
+    assert settings.max_replicas == group["maxReplicas"]
+    (worker,) = group["template"]["spec"]["containers"]
+    assert settings.cpus_per_replica is not None
+    assert settings.cpus_per_replica <= int(worker["resources"]["limits"]["cpu"]), "a replica fits a worker"
 
 
 def test_the_jobs_entrypoint_begins_a_sweep_and_then_goes_on_with_it(tmp_path: Path) -> None:

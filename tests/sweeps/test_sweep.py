@@ -110,8 +110,9 @@ def kill_and_resume(folder: Path, kills: int, *flags: str) -> Path:
         snapshots.append(saved(results))
         process = start(folder, "--resume", "latest")
     assert process.wait(280) == 0, (folder / "output.txt").read_text()
+    epochs = load(results).epochs
     for snapshot in snapshots:
-        check_kept(*snapshot, load(results).epochs)
+        check_kept(*snapshot, epochs)
     return results
 
 
