@@ -73,7 +73,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    give_up = time.monotonic() + 180
+    give_up = time.monotonic() + 400  # two applications start at once, beside whatever other tests run
     while True:
         assert process.poll() is None and time.monotonic() < give_up, log.read_text()
         try:
