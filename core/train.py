@@ -343,7 +343,7 @@ class _Run:
             return function
         # Each config compiles its own step; without this the ninth in one process would silently run uncompiled.
         torch._dynamo.reset()
-        return torch.compile(function, dynamic=False)
+        return torch.compile(function, dynamic=False, fullgraph=True)
 
     def _move_average(self, averaged: Any, current: Any, num_averaged: Any) -> None:
         # Early on the average follows the weights closely, so that the initialisation is soon forgotten.
