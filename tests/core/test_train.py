@@ -98,6 +98,42 @@ def test_compiled_training_resumes_bit_identically_too(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "saved")], cwd=root, check=True)
 
 
+def test_the_step_of_every_kind_of_model_is_one_graph() -> None:
+    """Traced, not compiled further, which takes minutes. In a process of its own, for the reason above."""
+    script = """
+        import functools, torch
+        from core.data import ImageSet, make_dataset
+        from core.models import ConvNetConfig, HybridConfig, ResNetConfig, ViTConfig
+        from core.shapes import CLASS_NAMES, generate
+        from core.train import TrainConfig, train
+        torch.set_num_threads(1)
+        graphs = []
+        def count(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+        torch.compile = functools.partial(torch.compile, backend=count)
+        def images(n, seed):
+            pixels, labels = generate(n, seed)
+            return ImageSet(images=pixels, labels=labels, class_names=CLASS_NAMES)
+        data = make_dataset(name="shapes", source="generated", train=images(60, 0), test=images(50, 1))
+        small = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+        for model in (
+            ViTConfig(patch_size=8, drop_path_rate=0.2, patch_drop_rate=0.2, qk_norm=True, **small),
+            HybridConfig(trunk="cnn", trunk_width=4, blocks="encoder", layer_scale=None, **small),
+            HybridConfig(trunk="residual_cnn", trunk_width=4, blocks="explicit", **small),
+            HybridConfig(trunk="resnet", trunk_width=8, blocks="none"),
+            ConvNetConfig(width=4),
+            ResNetConfig(width=8, num_stages=2),
+        ):
+            for precision in ("auto", "bf16"):
+                graphs.clear()
+                train(TrainConfig(model=model, epochs=3, batch_size=20, precision=precision, compile=True), data)
+                assert len(graphs) == 1, (model, precision, len(graphs))
+    """
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=root, check=True)
+
+
 def test_the_callers_random_state_is_left_alone(shapes: Dataset) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
