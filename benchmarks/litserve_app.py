@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.requests import Request
 
 from benchmarks.full_size import chosen
+from benchmarks.load import PATIENCE_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def main(flags: Flags) -> None:
         batch_timeout=flags.batch_wait_ms / 1000,
         api_path="/v1/segment",
     )
-    server = litserve.LitServer(api, accelerator="cpu", timeout=120, healthcheck_path="/readyz")
+    server = litserve.LitServer(api, accelerator="cpu", timeout=PATIENCE_S, healthcheck_path="/readyz")
     server.run(host="127.0.0.1", port=flags.port, generate_client_file=False, num_api_servers=1, pretty_logs=False)
 
 
