@@ -1,1 +1,1 @@
-"""What sweeps and batch jobs ask of the Ray cluster they have joined."""
+"""What sweeps and batch jobs have in common: joining a Ray cluster, and asking whether it can grow."""

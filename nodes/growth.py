@@ -48,6 +48,11 @@ def can_grow_by(resources: Mapping[str, float]) -> bool | None:
         request_cluster_resources(address, [])
 
 
+def has_gpus() -> bool:
+    """Whether the cluster has a GPU now, or can be given one."""
+    return ray.cluster_resources().get("GPU", 0) > 0 or can_grow_by({"GPU": 1}) is True
+
+
 def _status(address: str) -> Any:
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
     from ray.core.generated import autoscaler_pb2

@@ -3,17 +3,15 @@
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nodes.joining import HERE, check_reachable, packages, python_path
 from serve.batch_flags import Flags, UsageError
 
 _NOISY_LOGGERS = ("ray", "ray.data")
-_SECONDS_TO_CONNECT = 10.0
-_PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # Blocks carry the numbers of shards and their counts, never pictures.
 _OBJECT_STORE_BYTES = 150_000_000
 # Ray reads these when its processes start.
@@ -38,20 +36,14 @@ def connect(address: str | None) -> None:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         _start(ray.init, **quiet)
     elif address and address != "local":
-        _check_reachable(address)
-        packages = [str(_PROJECT_ROOT / package) for package in ("core", "nodes", "serve")]
-        _start(ray.init, address, runtime_env={"py_modules": packages}, **quiet)
+        try:
+            check_reachable(address)
+        except OSError as error:
+            raise UsageError(f"the Ray cluster at {address} cannot be joined: {error}") from error
+        _start(ray.init, address, runtime_env={"py_modules": packages("serve")}, **quiet)
     else:
-        # Loopback only: whoever reaches Ray's ports can run code.
-        _start(
-            ray.init,
-            address="local",
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            object_store_memory=_OBJECT_STORE_BYTES,
-            runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
-            **quiet,
-        )
+        path = {"env_vars": {"PYTHONPATH": python_path()}}
+        _start(ray.init, object_store_memory=_OBJECT_STORE_BYTES, runtime_env=path, **HERE, **quiet)
     import ray.data
 
     for name in _NOISY_LOGGERS:
@@ -78,14 +70,14 @@ def plan_workers(flags: Flags, num_shards: int) -> Workers:
     """
     import ray
 
-    from nodes.growth import can_grow_by
+    from nodes.growth import can_grow_by, has_gpus
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU")}
     cpus = flags.cpus_per_worker or 1
     gpus = flags.gpus_per_worker
     if gpus is None:
-        gpus = float(largest["GPU"] > 0 or can_grow_by({"GPU": 1}) is True)
+        gpus = float(has_gpus())
 
     def room(cpus: int) -> int:
         return sum(
@@ -122,19 +114,3 @@ def _start(init: Callable[..., Any], *words: Any, **settings: Any) -> None:
             os.dup2(kept, 2)
             if level is None:  # programs that this process starts later, choose for themselves
                 del os.environ[_BACKEND_LOG_LEVEL]
-
-
-def _check_reachable(address: str) -> None:
-    """Ray would wait for minutes for a host that does not answer."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        return  # `auto`, or a form that Ray judges itself
-    try:
-        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
-    except OSError as error:
-        raise UsageError(f"the Ray cluster at {address} cannot be joined: {error}") from error
-
-
-def _python_path() -> str:
-    rest = os.environ.get("PYTHONPATH")
-    return f"{_PROJECT_ROOT}{os.pathsep}{rest}" if rest else str(_PROJECT_ROOT)

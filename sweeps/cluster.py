@@ -2,20 +2,18 @@
 
 import logging
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nodes.joining import HERE, check_reachable, packages, python_path
 from sweeps.flags import UsageError
 
 _NOISY_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.data")
-_SECONDS_TO_CONNECT = 10.0
 _SECONDS_TO_ANSWER = 30.0
 _NODES_ASKED = 16
 # How far the cluster may grow is not known. Of a search, more at once would be chosen knowing less.
 _AT_ONCE_WHERE_IT_GROWS = 8
-_PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 # Ray reads these when its processes start. Tune's own tables are replaced by `sweeps.progress`.
 _ENVIRONMENT = {
@@ -51,32 +49,13 @@ def connect(address: str | None) -> None:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # a submitted job, whose working folder the workers have
         ray.init(runtime_env={"env_vars": _WORKER_ENVIRONMENT}, **quiet)
     elif address and address != "local":
-        _check_reachable(address)
-        packages = [str(_PROJECT_ROOT / package) for package in ("core", "nodes", "sweeps")]
         try:
-            ray.init(address, runtime_env={"py_modules": packages, "env_vars": _WORKER_ENVIRONMENT}, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            check_reachable(address)
+            ray.init(address, runtime_env={"py_modules": packages("sweeps"), "env_vars": _WORKER_ENVIRONMENT}, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
             raise UsageError(f"the Ray cluster at {address} cannot be joined: {error}") from error
     else:
-        # Loopback only: whoever reaches Ray's ports can run code.
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, "PYTHONPATH": _python_path()}},
-            **quiet,
-        )
-
-
-def _check_reachable(address: str) -> None:
-    """Ray would wait for minutes for a host that does not answer."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        return  # `auto`, or a form that Ray judges itself
-    try:
-        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
-    except OSError as error:
-        raise UsageError(f"the Ray cluster at {address} cannot be joined: {error}") from error
+        ray.init(runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, "PYTHONPATH": python_path()}}, **HERE, **quiet)
 
 
 def check_fits(cpus: int, gpus: float) -> None:
@@ -153,17 +132,3 @@ def concurrent_trials(cpus: int, gpus: float) -> int:
 
     now = sum(fitting(node["Resources"]) for node in ray.nodes() if node["Alive"])
     return max(now, _AT_ONCE_WHERE_IT_GROWS if has_autoscaler() else 1)
-
-
-def has_gpus() -> bool:
-    """Whether the cluster has a GPU now, or can be given one."""
-    import ray
-
-    from nodes.growth import can_grow_by
-
-    return ray.cluster_resources().get("GPU", 0) > 0 or can_grow_by({"GPU": 1}) is True
-
-
-def _python_path() -> str:
-    rest = os.environ.get("PYTHONPATH")
-    return f"{_PROJECT_ROOT}{os.pathsep}{rest}" if rest else str(_PROJECT_ROOT)

@@ -20,6 +20,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from core.data import DataError, Dataset, subset
 from core.readers import load_dataset
+from nodes.growth import has_gpus
 from sweeps import cluster, console, run_folder
 from sweeps.flags import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USAGE, Flags, UsageError, parse
 from sweeps.observer import Observer
@@ -95,7 +96,7 @@ class Runner:
         run.share(is_new=not resuming)
         cluster.connect(self.flags.address)
         gpus = self.flags.gpus_per_trial
-        self.gpus = gpus if gpus is not None else float(cluster.has_gpus())
+        self.gpus = gpus if gpus is not None else float(has_gpus())
         cluster.check_fits(self.flags.cpus_per_trial, self.gpus)
         if run.keeps_trials_here:
             cluster.check_sees(run.path.resolve())
