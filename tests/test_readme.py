@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from sweeps.report import answer_of, markdown_table, summary_rows
@@ -75,6 +76,10 @@ def test_throughputs_are_the_records() -> None:
         cells = [whole, f"{full['median']:.2f}"]
         missed = ["" if one["median"] >= target else ": missed" for one in (demo, full)]
         assert row.endswith(f"| {cells[0]}{missed[0]} | {cells[1]}{missed[1]} | {target} |")
+    at_32 = json.loads((ROOT / "docs/records/serving/full_size_32.json").read_text())
+    ratios = [f"{at_32['ratios'][name]['median']:.2f}" for name in ("plain", "litserve", "in process")]
+    assert f"{ratios[0]}, {ratios[1]} and {ratios[2]}, all missed" in text
+    assert not any(verdict["met"] for verdict in at_32["verdicts"])
     ways = json.loads((ROOT / "docs/records/serving/overhead.json").read_text())
     assert set(ways["overhead_ms"]) == {"proxy", "haproxy", "optimised", "bare"}
     for one in ways["overhead_ms"].values():
@@ -83,6 +88,17 @@ def test_throughputs_are_the_records() -> None:
     assert f"refused in {overload['refusals_ms']['p95']:.0f} ms" in README
     share = next(one["measured"] for one in overload["verdicts"] if one["claim"].startswith("answered"))
     assert f"{share:.0f}% of the sustainable rate" in README
+
+
+@pytest.mark.parametrize("name", ["speed", "full_size", "full_size_32"])
+def test_the_services_latencies_are_the_records(name: str) -> None:
+    rounds = json.loads((ROOT / f"docs/records/serving/{name}.json").read_text())["rounds"]
+    rows = pd.DataFrame([row for one in rounds for row in one["rows"]])
+    middles = rows.groupby(["contender", "concurrency"], sort=False)[["per_second", "p50", "p95", "p99"]].median()
+    page = (ROOT / "docs" / "service.md").read_text()
+    for (contender, concurrency), (per_second, *times) in zip(middles.index, middles.to_numpy(), strict=True):
+        seconds = " | ".join(f"{one / 1000:.2f}" for one in times)
+        assert f"| {contender} | {concurrency} | {per_second:.2f} | {seconds} |" in page
 
 
 def test_there_are_records() -> None:
