@@ -39,7 +39,7 @@ def can_compile(device: torch.device) -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # it cannot be traced, and would break a compiled step in two
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 products."""
     if device.type == "cuda":

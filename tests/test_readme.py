@@ -101,6 +101,16 @@ def test_the_services_latencies_are_the_records(name: str) -> None:
         assert f"| {contender} | {concurrency} | {per_second:.2f} | {seconds} |" in page
 
 
+def test_the_training_step_is_the_records() -> None:
+    for name in ("training", "training_amx"):
+        record = json.loads((ROOT / f"docs/records/benchmarks/{name}.json").read_text())
+        usual, tuned, share = (verdict["measured"] for verdict in record["verdicts"])
+        for ratio in (usual, tuned):
+            assert f"{ratio:.2f}x (" in README
+        assert f"{share:.0f}%" in README
+        assert f"{100 * record['share_of_matrix_products']:.0f}%" in README
+
+
 def test_there_are_records() -> None:
     assert RECORDS
 
