@@ -69,21 +69,30 @@ def test_resumed_after_any_epoch_the_weights_are_bit_identical(
         assert [row["attempt"] for row in resumed.history] == [1] * epoch + [2] * (len(whole.history) - epoch)
 
 
+_BEFORE_THE_SCRIPT = """
+import functools, sys, torch
+from pathlib import Path
+from core.data import ImageSet, make_dataset
+from core.models import ConvNetConfig, HybridConfig, ResNetConfig, ViTConfig
+from core.shapes import CLASS_NAMES, generate
+from core.train import TrainConfig, train
+torch.set_num_threads(1)
+def images(number, seed):
+    pixels, labels = generate(number, seed)
+    return ImageSet(images=pixels, labels=labels, class_names=CLASS_NAMES)
+data = make_dataset(name="shapes", source="generated", train=images(200, 0), test=images(50, 1))
+"""
+
+
+def run_alone(script: str, *words: str) -> None:
+    """In a process of its own: the run-time type checks of the tests cannot be compiled."""
+    whole = _BEFORE_THE_SCRIPT + textwrap.dedent(script)
+    subprocess.run([sys.executable, "-c", whole, *words], cwd=Path(__file__).parents[2], check=True)
+
+
 @pytest.mark.slow
 def test_compiled_training_resumes_bit_identically_too(tmp_path: Path) -> None:
-    """In a process of its own: the run-time type checks of the tests cannot be compiled."""
     script = """
-        import sys, torch
-        from pathlib import Path
-        from core.data import ImageSet, make_dataset
-        from core.models import ViTConfig
-        from core.shapes import CLASS_NAMES, generate
-        from core.train import TrainConfig, train
-        torch.set_num_threads(1)
-        def images(n, seed):
-            pixels, labels = generate(n, seed)
-            return ImageSet(images=pixels, labels=labels, class_names=CLASS_NAMES)
-        data = make_dataset(name="shapes", source="generated", train=images(200, 0), test=images(50, 1))
         model = ViTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2, drop_path_rate=0.2)
         config = TrainConfig(model=model, epochs=2, batch_size=60, compile=True)
         saved = Path(sys.argv[1])
@@ -94,28 +103,17 @@ def test_compiled_training_resumes_bit_identically_too(tmp_path: Path) -> None:
         eager = train(TrainConfig(model=model, epochs=2, batch_size=60, compile=False), data)
         assert abs(eager.history[-1]["train_loss"] - whole.history[-1]["train_loss"]) < 0.01
     """
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "saved")], cwd=root, check=True)
+    run_alone(script, str(tmp_path / "saved"))
 
 
 def test_the_step_of_every_kind_of_model_is_one_graph() -> None:
-    """Traced, not compiled further, which takes minutes. In a process of its own, for the reason above."""
+    """Traced, and not compiled further, which takes minutes."""
     script = """
-        import functools, torch
-        from core.data import ImageSet, make_dataset
-        from core.models import ConvNetConfig, HybridConfig, ResNetConfig, ViTConfig
-        from core.shapes import CLASS_NAMES, generate
-        from core.train import TrainConfig, train
-        torch.set_num_threads(1)
         graphs = []
         def count(graph, inputs):
             graphs.append(graph)
             return graph.forward
         torch.compile = functools.partial(torch.compile, backend=count)
-        def images(n, seed):
-            pixels, labels = generate(n, seed)
-            return ImageSet(images=pixels, labels=labels, class_names=CLASS_NAMES)
-        data = make_dataset(name="shapes", source="generated", train=images(60, 0), test=images(50, 1))
         small = {"embed_dim": 16, "depth": 1, "num_heads": 2}
         for model in (
             ViTConfig(patch_size=8, drop_path_rate=0.2, patch_drop_rate=0.2, qk_norm=True, **small),
@@ -127,11 +125,10 @@ def test_the_step_of_every_kind_of_model_is_one_graph() -> None:
         ):
             for precision in ("auto", "bf16"):
                 graphs.clear()
-                train(TrainConfig(model=model, epochs=3, batch_size=20, precision=precision, compile=True), data)
+                train(TrainConfig(model=model, epochs=1, batch_size=60, precision=precision, compile=True), data)
                 assert len(graphs) == 1, (model, precision, len(graphs))
     """
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=root, check=True)
+    run_alone(script)
 
 
 def test_the_callers_random_state_is_left_alone(shapes: Dataset) -> None:
