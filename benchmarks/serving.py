@@ -55,7 +55,7 @@ class Settings:
     concurrencies: tuple[int, ...] = (1, 8, 32)
     """How many requests are on their way at a time."""
     requests: int = 192
-    """Requests at each concurrency, but at least three times as many as are on their way."""
+    """Requests at each concurrency, but at least five times as many as are on their way."""
     warm_up: int = 32
     """Requests to every contender before its turn."""
     models: Literal["demo", "full-size"] = "demo"
@@ -164,7 +164,7 @@ def _models(settings: Settings) -> Iterator[tuple[dict[str, str], SegmentOptions
 def run_round(settings: Settings, scenes: Scenes, models: Mapping[str, str]) -> tuple[list[Row], dict[str, float]]:
     """Every contender's rows, and the single figures of the round."""
     # The same questions for all; each concurrency has its own.
-    counts = {one: max(settings.requests, 3 * one) for one in settings.concurrencies}
+    counts = {one: max(settings.requests, 5 * one) for one in settings.concurrencies}
     warm_up, asked = scenes.deal(settings.warm_up), {one: scenes.deal(count) for one, count in counts.items()}
     words = {**models, **contenders.parse_settings(settings.service)}
     rows: list[Row] = []

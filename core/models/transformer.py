@@ -140,8 +140,10 @@ class TokenClassifier(Classifier):
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         x = self._drop_patches(x + position)
         if isinstance(self.blocks, nn.TransformerEncoder):
-            # Plain products: the backward pass of the CPU's fused kernel takes three times as long in bfloat16.
-            with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
+            # Plain products: the backward pass of the CPU's fused kernel takes three times as long in bfloat16. Only in
+            # training, as the choice is the whole process's, and threads of a service must not change it for others.
+            plain = self.training and x.device.type == "cpu"
+            with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
                 return [self.norm(self.blocks(x))]
         outputs = []
         for block in self.blocks:
