@@ -39,7 +39,6 @@ def can_compile(device: torch.device) -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
 
 
-@torch.compiler.assume_constant_result  # it cannot be traced, and would break a compiled step in two
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 products."""
     if device.type == "cuda":
@@ -48,13 +47,23 @@ def multiplies_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision for `bf16`: matrix products in bfloat16, weights and reductions in float32; none for `float32`.
+def resolve_precision(device: torch.device, precision: str) -> str:
+    """`bf16` or `float32`, where `precision` may be `auto` too.
 
     `auto` is `bf16` where the device multiplies it at least as fast as float32; a CPU that has no instructions for it
     takes a hundred times longer.
     """
-    if precision == "float32" or (precision == "auto" and not multiplies_bf16(device)):
+    if precision != "auto":
+        return precision
+    return "bf16" if multiplies_bf16(device) else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision for `bf16`: matrix products in bfloat16, weights and reductions in float32; none for `float32`.
+
+    What is compiled gives a resolved precision: what `auto` asks of the device cannot be traced.
+    """
+    if resolve_precision(device, precision) == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 

@@ -22,7 +22,7 @@ from core.distill import feature_loss, load_teacher, soft_loss, warn_if_weak
 from core.evaluate import evaluate
 from core.models import Classifier, build_model, initialise_from_data
 from core.optim import build_optimizers, schedule_factor
-from core.runtime import autocast, can_compile, resolve_device, source_commit
+from core.runtime import autocast, can_compile, resolve_device, resolve_precision, source_commit
 from core.train_config import TrainConfig, plan
 
 STATE_FILE = "train_state.pt"
@@ -146,6 +146,7 @@ class _Run:
         self.config, self.data = config, data
         self.plan = plan(config, len(data.train))
         self.device = resolve_device(config.device)
+        self.precision = resolve_precision(self.device, config.precision)
         self.step = 0
         self.attempt = 1
         self.history: list[dict[str, Any]] = []
@@ -224,7 +225,7 @@ class _Run:
     def evaluate(self) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         config, data = self.config, self.data
-        scores = evaluate(self.averaged, data.val, data.mean, data.std, precision=config.precision)
+        scores = evaluate(self.averaged, data.val, data.mean, data.std, precision=self.precision)
         self.wall_s += time.perf_counter() - wall
         self.cpu_s += time.process_time() - cpu
         images_seen = self.step * config.batch_size
@@ -304,7 +305,7 @@ class _Run:
         """The teacher's features after each stage and, last, its logits, on the student's own view of the pictures."""
         if self.teacher is None:
             return None
-        with torch.no_grad(), autocast(self.device, self.config.precision):
+        with torch.no_grad(), autocast(self.device, self.precision):
             stages = self.teacher.stages(normalise(images, self.teacher_mean, self.teacher_std))
             return [*stages, self.teacher.classify(stages[-1])]
 
@@ -316,7 +317,7 @@ class _Run:
         pixels = normalise(images, self.mean, self.std)
         if size is not None:
             pixels = F.interpolate(pixels, size=(size, size), mode="area")
-        with autocast(self.device, config.precision):
+        with autocast(self.device, self.precision):
             stages = self.model.stages(pixels)
             logits = self.model.classify(stages[-1])
         logits = logits.float()

@@ -185,9 +185,9 @@ def plan(config: TrainConfig, num_train: int) -> Plan:
         model = build_model(config.model)
     size, batch_size = config.model.image_size, config.batch_size
     shape = (config.model.in_channels, size, size)
-    flops_per_image = training_flops_per_image(model, shape)
-    coarse_size = config.coarse_image_size or size
-    coarse_flops_per_image = training_flops_per_image(model, (config.model.in_channels, coarse_size, coarse_size))
+    flops_per_image = coarse_flops_per_image = training_flops_per_image(model, shape)
+    if (coarse_size := config.coarse_image_size) is not None:
+        coarse_flops_per_image = training_flops_per_image(model, (config.model.in_channels, coarse_size, coarse_size))
     coarse_fraction = config.coarse_fraction if config.coarse_image_size else 0.0
     optimizer_flops = flops_per_step(model, config.optimizer)
     teacher_flops_per_image = _teacher_flops_per_image(config, shape)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.runtime import describe_machine, import_torchvision, resolve_device, source_commit
+from core.runtime import describe_machine, import_torchvision, resolve_device, resolve_precision, source_commit
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,6 +14,18 @@ ROOT = Path(__file__).parents[2]
 def test_devices() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_precisions() -> None:
+    cpu = torch.device("cpu")
+    assert [resolve_precision(cpu, name) for name in ("bf16", "float32")] == ["bf16", "float32"]
+    assert resolve_precision(cpu, "auto") == ("bf16" if describe_machine()["bf16"] else "float32")
+
+
+def test_the_compiler_is_left_out_until_something_trains() -> None:
+    """It takes a second and a half, and replicas have no use for it."""
+    code = "import sys, sweeps.runner, serve.segmenter; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")
