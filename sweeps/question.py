@@ -37,6 +37,7 @@ class Sweep:
     irrelevant: for a level of the factor, other settings that mean nothing to it: a grid gives it one value of each.
     search_levels: the levels that a random search or Optuna draws from; None for all.
     reference: the level that the others are compared with; None for no such comparison.
+    prototype: test accuracy, in [0, 1], of earlier work at a level; tables show it, and the gain over it.
     base: fields of the model and the training that all trials share (see `sweeps.trial.SETTABLE_FIELDS`).
     budget, seeds: training FLOPs of a trial and the number of seeds where the user gives none.
     answer: a sentence or two from the levels, best in validation first.
@@ -56,6 +57,7 @@ class Sweep:
     irrelevant: Mapping[Any, Sequence[str]] = field(default_factory=dict)
     search_levels: tuple[Any, ...] | None = None
     reference: Any = None
+    prototype: Mapping[Any, float] = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,6 +1,7 @@
 """The report of a sweep, Markdown and HTML, written from its results folder.
 
-python -m sweeps.report results/patch_size/latest      # write it again
+python -m sweeps.report results/patch_size/latest                      # write it again
+python -m sweeps.report results/patch_size/monday results/patch_size/tuesday    # print the answer and table of both
 """
 
 import html
@@ -13,7 +14,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from sweeps.results import Level, ResultsError, SweepResults, differences, levels, load
+from sweeps.results import Level, ResultsError, SweepResults, differences, levels, load, merged
 
 Answer = Callable[[Sequence[Level]], str]
 
@@ -54,6 +55,12 @@ def summary_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:
         ]
         for level in found
     ]
+    prototype = results.sweep.get("prototype", {})
+    if any(str(level.value) in prototype for level in found):
+        place = headings.index("test %") + 1
+        headings[place:place] = ["prototype %", "gain"]
+        for row, level in zip(rows, found, strict=True):
+            row[place:place] = _beside_the_prototype(level, prototype.get(str(level.value)))
     if any(level.teacher_flops for level in found):
         headings.append("teacher's FLOPs")
         for row, level in zip(rows, found, strict=True):
@@ -86,6 +93,12 @@ def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
         )
 
     return "\n".join([line(headings), "|" + " ---: |" * len(headings), *map(line, rows)])
+
+
+def _beside_the_prototype(level: Level, accuracy: float | None) -> list[str]:
+    if accuracy is None:
+        return ["-", "-"]
+    return [f"{100 * accuracy:.0f}", f"{100 * (level.test_mean - accuracy):+.1f}"]
 
 
 def _mean_and_spread(mean: float, std: float) -> str:
@@ -254,17 +267,21 @@ img { max-width: 100%; } .answer { font-size: 1.2rem; } code { background: #f3f3
 
 
 def main() -> int:
-    """Write the report of the folder named on the command line again."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+    """Write the report of the folder named on the command line again, or print what several come to together."""
+    folders = sys.argv[1:]
+    if not folders or folders[0].startswith("-"):
         print(__doc__)
-        return 0 if sys.argv[1:] in (["-h"], ["--help"]) else 2
+        return 0 if folders in (["-h"], ["--help"]) else 2
     try:
-        results = load(sys.argv[1])
+        results = load(folders[0]) if len(folders) == 1 else merged([load(folder) for folder in folders])
     except ResultsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"sweeps.{Path(results.sweep['sweep']).name}")
-    render(results, module.SWEEP.answer)
+    answer = importlib.import_module(f"sweeps.{Path(results.sweep['sweep']).name}").SWEEP.answer
+    if len(folders) > 1:
+        print(answer_of(results, answer), markdown_table(*summary_rows(results)), sep="\n\n")
+        return 0
+    render(results, answer)
     print(results.folder / "report.html")
     return 0
 

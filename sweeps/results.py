@@ -82,6 +82,33 @@ def load(path: str | os.PathLike[str]) -> SweepResults:
         raise ResultsError(f"{folder} is damaged: {error}") from error
 
 
+def merged(runs: Sequence[SweepResults]) -> SweepResults:
+    """Runs of one sweep under the same settings as one: levels or seeds that were trained on different days.
+
+    What is told of the run itself, such as its machine, is the first one's.
+
+    Raises:
+        ResultsError: they differ in more than their trials, or have a trial in common.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        for name in ("sweep", "factor", "base", "dataset"):
+            ours, theirs = first.sweep[name], other.sweep[name]
+            if ours != theirs:
+                raise ResultsError(f"{first.folder} and {other.folder} differ in {name}: {ours} and {theirs}")
+        factor = f"config/{first.sweep['factor']}"
+        for level in set(first.trials[factor]) & set(other.trials[factor]):
+            ours, theirs = (run.sweep.get("bundles", {}).get(str(level)) for run in (first, other))
+            if ours != theirs:
+                raise ResultsError(f"{first.folder} and {other.folder} differ in {level}: {ours} and {theirs}")
+    trials, epochs = (
+        pd.concat([getattr(run, name) for run in runs], ignore_index=True) for name in ("trials", "epochs")
+    )
+    if (twice := trials.loc[trials["trial"].duplicated(), "trial"]).size:
+        raise ResultsError(f"more than one of {', '.join(str(run.folder) for run in runs)} has {twice.iloc[0]}")
+    return SweepResults(folder=first.folder, trials=trials, epochs=epochs, sweep=first.sweep)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """What became of one trial, however it ended."""

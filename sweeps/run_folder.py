@@ -60,6 +60,7 @@ class RunFolder:
             factor=sweep.factor,
             bundles=resolved.recipe.bundles,
             reference=sweep.reference,
+            prototype=sweep.prototype,
             space={name: dataclasses.asdict(domain) for name, domain in resolved.space.items()},
             dataset={
                 "name": data.name,

@@ -9,21 +9,35 @@ import pandas as pd
 import pytest
 
 from sweeps.report import answer_of, markdown_table, summary_rows
-from sweeps.results import load
+from sweeps.results import SweepResults, load, merged
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RECORDS = sorted(file.parent for file in ROOT.glob("docs/records/*/*/sweep.json"))
+# The README shows these as one table each, and the command that prints it.
+TOGETHER = [
+    [ROOT / folder for folder in line.split()] for line in re.findall(r"^python -m sweeps\.report (.*)$", README, re.M)
+]
 
 
 @pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.name)
 def test_table_answer_and_command_are_the_records(folder: Path) -> None:
     results = load(folder)
-    sweep = importlib.import_module(f"sweeps.{results.sweep['sweep']}").SWEEP
-    for text in (README, (folder / "report.md").read_text()):
-        assert markdown_table(*summary_rows(results)) in text
-        assert answer_of(results, sweep.answer) in text.replace("\n", " ")
+    check_told(results, (folder / "report.md").read_text())
+    if not any(folder in folders for folders in TOGETHER):
+        check_told(results, README)
     assert results.sweep["command"].replace(f" --name {folder.name}", "") in README
+
+
+@pytest.mark.parametrize("folders", TOGETHER, ids=lambda folders: folders[0].name)
+def test_a_table_of_several_records_is_theirs(folders: list[Path]) -> None:
+    check_told(merged([load(folder) for folder in folders]), README)
+
+
+def check_told(results: SweepResults, text: str) -> None:
+    sweep = importlib.import_module(f"sweeps.{results.sweep['sweep']}").SWEEP
+    assert markdown_table(*summary_rows(results)) in text
+    assert answer_of(results, sweep.answer) in text.replace("\n", " ")
 
 
 def test_segmentation_table_is_the_records() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps import block_design, kd_temperature
+from sweeps import block_design, kd_temperature, report
 from sweeps.answer import doubt
 from sweeps.figures import importance, pareto_front
 from sweeps.patch_size import SWEEP, answer
@@ -21,6 +21,7 @@ from sweeps.results import (
     finalists,
     levels,
     load,
+    merged,
     to_frames,
 )
 
@@ -175,6 +176,39 @@ def test_the_cost_names_the_teachers_share(tmp_path: Path) -> None:
     render(results, answer)
     text = (tmp_path / "report.md").read_text()
     assert "Cost: 1.4e+10 training FLOPs, the teacher's forward passes 2e+09, in 8 trials" in text
+
+
+def test_earlier_works_accuracy_stands_beside_the_levels_with_the_gain(tmp_path: Path) -> None:
+    results = example(tmp_path)
+    assert "prototype %" not in summary_rows(results)[0]
+    results.sweep["prototype"] = {"4": 0.5}
+    headings, rows = summary_rows(results)
+    place = headings.index("test %") + 1
+    assert headings[place : place + 2] == ["prototype %", "gain"]
+    assert [row[place : place + 2] for row in rows] == [["50", "+5.0"], ["-", "-"]]
+
+
+def test_runs_of_one_sweep_come_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [tmp_path / name for name in ("monday", "tuesday")]
+    monday, tuesday = (
+        example(folder, RECORDS[part]) for folder, part in zip(folders, (slice(4), slice(4, 8)), strict=True)
+    )
+    assert levels(merged([monday, tuesday]).trials, "patch_size") == levels(
+        example(tmp_path / "all").trials, "patch_size"
+    )
+    monkeypatch.setattr("sys.argv", ["report", *map(str, folders)])
+    assert report.main() == 0
+    assert markdown_table(*summary_rows(merged([monday, tuesday]))) in capsys.readouterr().out
+    with pytest.raises(ResultsError, match="more than one of"):
+        merged([monday, monday])
+    tuesday.sweep["bundles"] = {"8": {"depth": 3}}
+    with pytest.raises(ResultsError, match=r"monday and \S+tuesday differ in 8"):
+        merged([monday, tuesday])
+    tuesday.sweep["base"] = {"depth": 7}
+    with pytest.raises(ResultsError, match=r"differ in base: {'depth': 6} and {'depth': 7}"):
+        merged([monday, tuesday])
 
 
 def test_the_report_is_whole_and_escaped(tmp_path: Path) -> None:
