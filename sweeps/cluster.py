@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nodes.joining import HERE, check_reachable, packages, python_path
+from nodes.joining import HERE, KEEPING_MEMORY, check_reachable, packages, python_path
 from sweeps.flags import UsageError
 
 _NOISY_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.data")
@@ -27,7 +27,7 @@ _ENVIRONMENT = {
 }
 
 # PyTorch would start a pool of compiler processes in every trial.
-_WORKER_ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+_WORKER_ENVIRONMENT = {**KEEPING_MEMORY, "TORCHINDUCTOR_COMPILE_THREADS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
 
 def connect(address: str | None) -> None:
