@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nodes.joining import HERE, check_reachable, packages, python_path
+from nodes.joining import HERE, KEEPING_MEMORY, check_reachable, packages, python_path
 from serve.batch_flags import Flags, UsageError
 
 _NOISY_LOGGERS = ("ray", "ray.data")
@@ -34,16 +34,17 @@ def connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     address = address or os.environ.get("RAY_ADDRESS")
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        _start(ray.init, **quiet)
+        _start(ray.init, runtime_env={"env_vars": KEEPING_MEMORY}, **quiet)
     elif address and address != "local":
         try:
             check_reachable(address)
         except OSError as error:
             raise UsageError(f"the Ray cluster at {address} cannot be joined: {error}") from error
-        _start(ray.init, address, runtime_env={"py_modules": packages("serve")}, **quiet)
+        code = {"py_modules": packages("serve"), "env_vars": KEEPING_MEMORY}
+        _start(ray.init, address, runtime_env=code, **quiet)
     else:
-        path = {"env_vars": {"PYTHONPATH": python_path()}}
-        _start(ray.init, object_store_memory=_OBJECT_STORE_BYTES, runtime_env=path, **HERE, **quiet)
+        code = {"env_vars": {**KEEPING_MEMORY, "PYTHONPATH": python_path()}}
+        _start(ray.init, object_store_memory=_OBJECT_STORE_BYTES, runtime_env=code, **HERE, **quiet)
     import ray.data
 
     for name in _NOISY_LOGGERS:
