@@ -1,7 +1,6 @@
 """The command line of `serve/batch.py`, checked before anything is loaded."""
 
 import os
-import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ import tyro
 from PIL import Image
 
 from core.segment.options import SegmentOptions, check_prompts
+from nodes.passwords import without_passwords
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 # Above this Pillow itself starts to warn of decompression bombs.
 _PILLOW_PIXEL_LIMIT = Image.MAX_IMAGE_PIXELS or 89_478_485
-# Up to the last @ of the word: a secret key with a bare / or @ in it is a mistake, and still a secret.
-_PASSWORD_IN_URL = re.compile(r"(?<=://)([^:/@\s]*):(\S*)@")
 
 
 class UsageError(Exception):
@@ -175,17 +173,6 @@ def parse(description: str | None) -> Flags:
     except UsageError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USAGE)
-
-
-def without_passwords(text: str) -> str:
-    """The text with `***` for the passwords in its URLs, to be shown or kept."""
-    return _PASSWORD_IN_URL.sub(r"\1:***@", text)
-
-
-def password_has_slash(url: str) -> bool:
-    """Whether the password seems to go on behind a slash, where for other programs the URL's path begins."""
-    found = _PASSWORD_IN_URL.search(url)
-    return found is not None and "/" in found[2]
 
 
 def command_line() -> str:

@@ -6,7 +6,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from serve.batch_flags import without_passwords
+from nodes.passwords import without_passwords
 
 OUT = Console(highlight=False)
 _ERR = Console(stderr=True, highlight=False)

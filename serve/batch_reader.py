@@ -17,7 +17,7 @@ from PIL import Image
 
 from core.images import FORMATS, PictureError, decode
 from core.picture_parts import has_too_many
-from serve.batch_flags import without_passwords
+from nodes.passwords import without_passwords
 from serve.batch_input import Input, Item
 from serve.batch_models import Picture
 from serve.batch_storage import is_local, read_bytes

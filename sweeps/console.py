@@ -9,6 +9,7 @@ from rich.table import Table
 
 from core.data import Dataset
 from core.train_config import Plan
+from nodes.passwords import without_passwords
 from sweeps.flags import Flags
 from sweeps.progress import format_count
 from sweeps.question import Resolved, Sweep
@@ -21,8 +22,8 @@ _ERR = Console(stderr=True, highlight=False)
 
 
 def error(message: str) -> None:
-    """One sentence to standard error."""
-    _ERR.print(f"error: {message}", markup=False, soft_wrap=True)
+    """One sentence to standard error, without the passwords that it may repeat."""
+    _ERR.print(f"error: {without_passwords(message)}", markup=False, soft_wrap=True)
 
 
 def say(text: str = "") -> None:

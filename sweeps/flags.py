@@ -1,7 +1,6 @@
 """The command line that all sweeps share."""
 
 import dataclasses
-import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from nodes.passwords import without_passwords
 
 EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -67,8 +68,8 @@ class Flags:
     name: Annotated[str | None, _optional("NAME", "the time of the start")] = None
     """Name of this run's folder, STORAGE/SWEEP/NAME."""
     resume: Annotated[str | None, _optional("FOLDER|URI", "none")] = None
-    """Go on with a run: its folder, its URI, or `latest`. Other flags stay as they were, but for --address, --data-root
-    and --study-url."""
+    """Go on with a run: its folder, its URI, or `latest`. Other flags stay as they were, but for --address,
+    --data-root, --study-url and --mlflow-url. What held a password must be given again: records keep none."""
     study_url: Annotated[str | None, _optional("URL", "study.db in the results folder")] = None
     """Database for the Optuna study, such as postgresql://host/db."""
     mlflow_url: Annotated[str | None, _optional("URL", "none")] = None
@@ -147,7 +148,7 @@ def _parse_value(text: str) -> Any:
 
 
 def command_line() -> str:
-    """What the user typed, for the record; the program by its place in the project."""
+    """What the user typed, for the record, without passwords; the program by its place in the project."""
     program = Path(sys.argv[0])
-    words = [re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", word) for word in sys.argv[1:]]  # no passwords in reports
+    words = [without_passwords(word) for word in sys.argv[1:]]
     return shlex.join(["python", f"{program.parent.name}/{program.name}", *words])

@@ -15,6 +15,7 @@ import pandas as pd
 
 from core.data import Dataset
 from core.runtime import describe_machine, source_commit
+from nodes.passwords import HIDDEN, without_passwords
 from sweeps.flags import Flags, UsageError, command_line
 from sweeps.question import Resolved, Sweep, with_defaults
 from sweeps.results import EPOCHS_FILE, SWEEP_FILE, TRIALS_FILE, write_frame, write_json
@@ -176,7 +177,7 @@ def start(sweep: Sweep, flags: Flags) -> RunFolder:
         "question": sweep.question,
         "command": command_line(),
         "started": _now(),
-        "flags": dataclasses.asdict(flags),
+        "flags": {name: _kept(value) for name, value in dataclasses.asdict(flags).items()},
     }
     run = RunFolder(path=path, flags=flags, record=record)
     run._write_record("starting")
@@ -205,11 +206,31 @@ def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
         raise UsageError(f"{path} is not the folder of a sweep: it has no {SWEEP_FILE}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path / SWEEP_FILE} is damaged: {error}") from error
-    places = {name: getattr(flags, name) for name in ("address", "data_root", "study_url") if getattr(flags, name)}
-    run = RunFolder(path=path, flags=dataclasses.replace(kept, **places), record=record)
-    if _is_uri(named) and run.storage != named:
-        raise UsageError(f"{path} is of another run than {named}: its trials are at {run.storage}; move it away first")
+    run = RunFolder(path=path, flags=kept, record=record)
+    if _is_uri(named):
+        if _kept(run.storage) != _kept(named):
+            raise UsageError(
+                f"{path} is of another run than {named}: its trials are at {run.storage}; move it away first"
+            )
+        kept = dataclasses.replace(kept, storage=named.removesuffix(f"/{sweep.name}/{path.name}"))
+    places = ("address", "data_root", "study_url", "mlflow_url")
+    given = {name: getattr(flags, name) for name in places if getattr(flags, name)}
+    run = dataclasses.replace(run, flags=dataclasses.replace(kept, **given))
+    for name in places:
+        if _is_redacted(getattr(run.flags, name)):
+            raise UsageError(f"records keep no passwords: give --{name.replace('_', '-')} again, with its own")
+    if _is_redacted(run.flags.storage):
+        raise UsageError(f"records keep no passwords: resume by the run's URI, {run.storage}, with its own")
     return run
+
+
+def _kept(value: Any) -> Any:
+    """As a record keeps it."""
+    return without_passwords(value) if isinstance(value, str) else value
+
+
+def _is_redacted(value: str | None) -> bool:
+    return value is not None and f":{HIDDEN}@" in value
 
 
 def _find(sweep: Sweep, flags: Flags) -> Path:

@@ -11,6 +11,7 @@ from optuna.exceptions import OptunaError
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
+from nodes.passwords import without_passwords
 from sweeps.flags import UsageError
 from sweeps.results import TrialRecord
 from sweeps.space import Choice, Domain, Space
@@ -49,7 +50,7 @@ class StudyWriter:
             self._study = optuna.create_study(storage=url, study_name=name, direction="maximize", load_if_exists=True)
             self._written = {trial.user_attrs.get("trial_id") for trial in self._study.get_trials(deepcopy=False)}
         except (OptunaError, SQLAlchemyError, ImportError, ValueError) as error:
-            raise UsageError(f"the study database {_without_password(url)} cannot be opened: {error}") from error
+            raise UsageError(f"the study database {without_passwords(url)} cannot be opened: {error}") from error
 
     def add(self, records: Iterable[TrialRecord]) -> None:
         """Add those that have ended and are not in the study yet. A database that fails is tried again next time."""
@@ -81,8 +82,3 @@ class StudyWriter:
                 user_attrs=attributes,
             )
         )
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

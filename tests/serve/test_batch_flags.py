@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.batch_flags import Flags, UsageError, command_line, without_passwords
+from nodes.passwords import without_passwords
+from serve.batch_flags import Flags, UsageError, command_line
 
 
 def flags(**given: object) -> Flags:
