@@ -1,4 +1,4 @@
-"""What sweeps, batch jobs and the service say to Ray: how they start it or join a cluster, and what workers get."""
+"""What sweeps and batch jobs say to Ray when they start it or join a cluster."""
 
 import os
 import socket
@@ -10,12 +10,6 @@ _PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 # Ray on this machine alone; on the loopback address only: whoever reaches Ray's ports can run code.
 HERE: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-
-# For processes that compute on a CPU. As it comes, the C library (glibc; others ignore this) gives every large tensor's
-# memory back to the system at once, which clears and maps each page anew for the next: up to a third of a model's time.
-# This way freed memory is kept, in one heap for all threads. It can still be given back: see
-# `core.runtime.return_free_memory`.
-KEEPING_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 def check_reachable(address: str) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from ray.serve import Application
 
-from nodes.joining import KEEPING_MEMORY
 from serve.gate import read_keys
 from serve.ingress import Ingress
 from serve.ports import SegmenterCard
@@ -89,14 +88,14 @@ def build(settings: Settings) -> Application:
     _check_machine(settings, plan, models)
     end_well(settings.request_timeout_s)
 
-    for_classifier = (_SMALL_CPUS, plan.small_gpus)
+    for_classifier = {"num_cpus": _SMALL_CPUS, "num_gpus": plan.small_gpus}
     classifier = None
     if not plan.classifier_in_ingress:
-        classifier = Classifier.options(**_resources(settings, *for_classifier)).bind(settings)
+        classifier = Classifier.options(**_resources(settings, **for_classifier)).bind(settings)
     segmenter = _segmenter(settings, plan, models.segmenter)
     return Ingress.options(
         max_ongoing_requests=_INGRESS_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": 0} if classifier else _of_model(*for_classifier),
+        ray_actor_options={"num_cpus": 0} if classifier else for_classifier,
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
         **_logging(),
@@ -123,7 +122,7 @@ def _resources(settings: Settings, num_cpus: float, num_gpus: float) -> dict[str
         # limit Serve's router would try again only now and then.
         "max_ongoing_requests": 2 * settings.max_in_hand,
         **_logging(),
-        "ray_actor_options": _of_model(num_cpus, num_gpus),
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus},
         # What a replica has in hand when it is to stop, it answers.
         "graceful_shutdown_timeout_s": settings.request_timeout_s,
         "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
@@ -137,11 +136,6 @@ def _resources(settings: Settings, num_cpus: float, num_gpus: float) -> dict[str
         "target_ongoing_requests": settings.max_batch_size,
     }
     return options | {"autoscaling_config": scaling}
-
-
-def _of_model(num_cpus: float, num_gpus: float) -> dict[str, Any]:
-    """What a replica with a model reserves, and its environment; `Proof` gives back the memory that it keeps."""
-    return {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": KEEPING_MEMORY}}
 
 
 def _logging() -> dict[str, Any]:

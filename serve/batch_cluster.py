@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nodes.joining import HERE, KEEPING_MEMORY, check_reachable, packages, python_path
+from nodes.joining import HERE, check_reachable, packages, python_path
 from serve.batch_flags import Flags, UsageError
 
 _NOISY_LOGGERS = ("ray", "ray.data")
@@ -34,17 +34,16 @@ def connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     address = address or os.environ.get("RAY_ADDRESS")
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        _start(ray.init, runtime_env={"env_vars": KEEPING_MEMORY}, **quiet)
+        _start(ray.init, **quiet)
     elif address and address != "local":
         try:
             check_reachable(address)
         except OSError as error:
             raise UsageError(f"the Ray cluster at {address} cannot be joined: {error}") from error
-        code = {"py_modules": packages("serve"), "env_vars": KEEPING_MEMORY}
-        _start(ray.init, address, runtime_env=code, **quiet)
+        _start(ray.init, address, runtime_env={"py_modules": packages("serve")}, **quiet)
     else:
-        code = {"env_vars": {**KEEPING_MEMORY, "PYTHONPATH": python_path()}}
-        _start(ray.init, object_store_memory=_OBJECT_STORE_BYTES, runtime_env=code, **HERE, **quiet)
+        path = {"env_vars": {"PYTHONPATH": python_path()}}
+        _start(ray.init, object_store_memory=_OBJECT_STORE_BYTES, runtime_env=path, **HERE, **quiet)
     import ray.data
 
     for name in _NOISY_LOGGERS:

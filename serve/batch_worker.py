@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from core.runtime import return_free_memory
 from serve.batch_input import Input, Item
 from serve.batch_job import ERROR_SCHEMA, ERRORS, OVERLAYS, RESULTS, attempts_file, part, read_shard, write_part
 from serve.batch_models import Picture, Task
@@ -105,7 +104,6 @@ class ShardWorker:
         # Last: this file is what says that the shard is done.
         write_part(work.store, RESULTS, shard, rows, work.task.schema)
         work.store.remove(note)
-        return_free_memory()  # pictures of every size come and go
         return {"pictures": len(items), "unusable": len(unusable)}
 
     def _together(self, shard: int, items: Sequence[tuple[int, Item]]) -> tuple[_Rows, list[Unusable]]:

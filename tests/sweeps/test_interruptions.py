@@ -14,7 +14,7 @@ from pandas.testing import assert_frame_equal
 from support import FEWER, LONGER, TINY, descendants_named, kill, reproducible, run, start, wait_for_checkpoints
 
 from benchmarks.process_memory import environment
-from nodes.joining import KEEPING_MEMORY
+from sweeps.cluster import KEEPING_MEMORY
 from sweeps.results import SweepResults, load
 
 
