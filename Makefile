@@ -29,7 +29,6 @@ bench: .venv/installed-dev  ## each prints its verdict
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.sweep_overhead
 	$(BIN)/python -m benchmarks.sweep_memory
-	$(BIN)/python -m benchmarks.kept_memory
 	$(BIN)/python -m benchmarks.search_efficiency
 	$(BIN)/python -m benchmarks.segmentation_quality
 	$(BIN)/python -m benchmarks.segmentation

@@ -52,9 +52,3 @@ def family(root: int | None = None) -> dict[int, str]:
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return {pid: commands.get(pid, "") for pid in found}
-
-
-def environment(pid: int) -> dict[str, str]:
-    """What a process was started with."""
-    pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)

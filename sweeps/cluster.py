@@ -26,11 +26,8 @@ _ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
-# As it comes, the C library (glibc; others ignore this) gives the memory of every large tensor back to the system at
-# once, which clears and maps each page anew for the next. This way what is freed is kept, in one heap for all threads.
-KEEPING_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 # PyTorch would start a pool of compiler processes in every trial.
-_WORKER_ENVIRONMENT = {**KEEPING_MEMORY, "TORCHINDUCTOR_COMPILE_THREADS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+_WORKER_ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
 
 def connect(address: str | None) -> None:
