@@ -186,9 +186,10 @@ def plan(config: TrainConfig, num_train: int) -> Plan:
     size, batch_size = config.model.image_size, config.batch_size
     shape = (config.model.in_channels, size, size)
     flops_per_image = coarse_flops_per_image = training_flops_per_image(model, shape)
+    coarse_fraction = 0.0
     if (coarse_size := config.coarse_image_size) is not None:
+        coarse_fraction = config.coarse_fraction
         coarse_flops_per_image = training_flops_per_image(model, (config.model.in_channels, coarse_size, coarse_size))
-    coarse_fraction = config.coarse_fraction if config.coarse_image_size else 0.0
     optimizer_flops = flops_per_step(model, config.optimizer)
     teacher_flops_per_image = _teacher_flops_per_image(config, shape)
     if config.flops is not None:
