@@ -13,6 +13,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 from support import FEWER, LONGER, TINY, descendants_named, kill, reproducible, run, start, wait_for_checkpoints
 
+from benchmarks.node_deaths import check_same
 from sweeps.results import SweepResults, load
 
 
@@ -61,9 +62,8 @@ def check_kept(saved_epochs: dict[str, int], attempts: dict[str, int], epochs: p
         assert kept["attempt"].max() == attempts[trial], f"{trial} was begun again though epoch {epoch} was saved"
 
 
-def check_same(whole: SweepResults, interrupted: SweepResults) -> None:
-    assert_frame_equal(reproducible(whole.trials), reproducible(interrupted.trials))
-    assert_frame_equal(reproducible(whole.epochs), reproducible(interrupted.epochs))
+def check_same_after_interruption(whole: SweepResults, interrupted: SweepResults) -> None:
+    check_same(whole, interrupted)
     assert interrupted.epochs["attempt"].max() > 1
 
 
@@ -94,7 +94,7 @@ def test_ctrl_c_and_kill_9_of_the_driver_change_no_number_of_a_grid(tmp_path: Pa
     results = load(folder)
     check_kept(*after_ctrl_c, results.epochs)
     check_kept(*after_kill, results.epochs)
-    check_same(load(folder.with_name("whole")), results)
+    check_same_after_interruption(load(folder.with_name("whole")), results)
     assert len(results.trials) == 4 and (results.trials["status"] == "completed").all()
 
 
@@ -103,7 +103,7 @@ def test_ctrl_c_and_kill_9_of_the_driver_change_no_number_of_a_grid(tmp_path: Pa
 def test_kill_9_of_the_driver_five_times_changes_no_number_of_a_grid(tmp_path: Path) -> None:
     assert run(tmp_path, *LONGER, "--name", "whole").returncode == 0
     killed = kill_and_resume(tmp_path, 5, *LONGER)
-    check_same(load(killed.with_name("whole")), load(killed))
+    check_same_after_interruption(load(killed.with_name("whole")), load(killed))
 
 
 @pytest.mark.slow
