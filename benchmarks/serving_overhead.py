@@ -27,9 +27,9 @@ from benchmarks import contenders
 from benchmarks.contenders import Question
 from benchmarks.load import closed_loop, percentile, steady
 from benchmarks.record import at_most, conclude, spread
+from core.carried import CARRIED_CLASSIFIER
 from core.image_classifier import ImageClassifier
 from core.segment.options import SegmentOptions
-from serve.settings import CARRIED_CLASSIFIER
 
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 _WAYS = {"proxy": {}, "haproxy": _HAPROXY, "optimised": {**_HAPROXY, "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}}

@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.carried import checkpoint_folder
 from core.checkpoint import Checkpoint, load
 
 MAX_FEATURE_PAIRS = 3
@@ -19,13 +19,13 @@ class WeakTeacherWarning(UserWarning):
 
 
 def load_teacher(folder: str, *, class_names: Sequence[str], image_size: int, in_channels: int) -> Checkpoint:
-    """The teacher in a checkpoint folder, on the CPU, in evaluation mode.
+    """The teacher in a checkpoint folder, or the one `carried`, on the CPU, in evaluation mode.
 
     Raises:
         CheckpointError: the folder is not a usable checkpoint.
         ValueError: the teacher has other classes, or takes other pictures.
     """
-    teacher = load(Path(folder).expanduser())
+    teacher = load(checkpoint_folder(folder))
     if teacher.class_names != tuple(class_names):
         raise ValueError(
             f"the teacher in {folder} has other classes ({_shorten(teacher.class_names)}) "

@@ -3,11 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from core.augment import Augmentation
+from core.carried import checkpoint_folder
 from core.checkpoint import load
 from core.flops import forward_flops_per_image, training_flops_per_image
 from core.models import ModelConfig, TransformerConfig, build_model
@@ -29,9 +29,10 @@ class TrainConfig:
     crop_padding, flip, color_jitter, trivial_augment, random_erasing, mixup_alpha, cutmix_alpha: see
         `core.augment.Augmentation`.
     coarse_image_size: the first `coarse_fraction` of the steps see pictures shrunk to this size, which cost less.
-    teacher: a checkpoint folder to distil from, at this `temperature` (None: labels alone). A `distill_weight` of the
-        loss is the teacher's, the rest the labels'; `feature_weight` times the features' loss is added. See
-        `core.distill`, also for `standardise_logits`.
+    teacher: a checkpoint folder to distil from, or `carried` for the classifier that the project carries.
+    temperature: of the distillation; None learns from the labels alone. A `distill_weight` of the loss is the
+        teacher's, the rest the labels'; `feature_weight` times the features' loss is added. See `core.distill`, also
+        for `standardise_logits`.
     count_teacher: whether the training FLOPs, and so a budget of them, include the teacher's forward passes.
     target_accuracy: what the student should reach in validation, in [0, 1]; a teacher below it warns.
     precision: `bf16` (autocast), `float32`, or `auto`: bf16 where the device has instructions for it.
@@ -227,4 +228,4 @@ def _teacher_flops_per_image(config: TrainConfig, shape: tuple[int, int, int]) -
     if not config.distils:
         return 0.0
     assert config.teacher is not None
-    return forward_flops_per_image(load(Path(config.teacher).expanduser()).model, shape)
+    return forward_flops_per_image(load(checkpoint_folder(config.teacher)).model, shape)

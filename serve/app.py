@@ -6,11 +6,12 @@ from typing import Any
 
 from ray.serve import Application
 
+from core.carried import CARRIED_CLASSIFIER
 from serve.gate import read_keys
 from serve.ingress import Ingress
 from serve.ports import SegmenterCard
 from serve.run_command import end_well
-from serve.settings import CARRIED_CLASSIFIER, Settings, StartError
+from serve.settings import Settings, StartError
 from serve.start_checks import check_machine, is_local_run
 
 API_KEYS = "PATCHWORK_API_KEYS"

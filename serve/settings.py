@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-CARRIED_CLASSIFIER = Path(__file__).resolve().parent.parent / "core" / "weights" / "cifar10"
+from core.carried import CARRIED_CLASSIFIER
 
 # Above this Pillow itself starts to warn of decompression bombs.
 _PILLOW_PIXEL_LIMIT = Image.MAX_IMAGE_PIXELS or 89_478_485

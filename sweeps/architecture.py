@@ -9,14 +9,15 @@ transformer's place) and the trunk with one more stage, at the same FLOPs: what 
     cnn                 its control: the CNN alone, pooled
     cnn-deeper          and the CNN with a third stage where the encoder was
     explicit            our blocks on patches, with QK-norm; sweeps/block_design.py compares more designs
-    distilled           the same, distilled from a teacher (--set teacher=FOLDER)
+    distilled           the same, distilled from the classifier that the project carries, or from --set teacher=FOLDER
     resnet-transformer  convolutions with residual blocks + our blocks
     resnet-trunk        its control: the convolutions alone, pooled
     resnet-deeper       and with a third stage of convolutions where the blocks were
     teacher             ResNet-18 in its CIFAR form, the teacher of `distilled`; not run unless it is named
 
-    python sweeps/architecture.py --budget 1e15 --vary row=teacher --name teacher      # train the teacher first
-    python sweeps/architecture.py --budget 1e14 --set teacher=results/architecture/teacher/best
+    python sweeps/architecture.py --budget 1e14
+    python sweeps/architecture.py --budget 1e15 --vary row=teacher --name teacher      # a teacher of your own,
+    python sweeps/architecture.py --budget 1e14 --set teacher=results/architecture/teacher/best    # and its student
     python sweeps/architecture.py --budget 1e14 --vary row=cnn,cnn-encoder --seeds 3   # some rows only
     python sweeps/architecture.py --dataset shapes --smoke
     python sweeps/architecture.py --resume latest
@@ -27,6 +28,7 @@ The budget is the student's: the teacher's FLOPs stand in a column of their own,
 from collections.abc import Sequence
 from typing import Any
 
+from core.carried import CARRIED
 from sweeps.answer import comparison, ranking
 from sweeps.question import Sweep
 from sweeps.results import Level
@@ -54,7 +56,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "cnn": {**_CNN, "blocks": "none"},
     "cnn-deeper": {**_CNN, "blocks": "none", "trunk_stages": 3},
     "explicit": _EXPLICIT,
-    "distilled": {**_EXPLICIT, "temperature": 4.0, "distill_weight": 0.9},
+    "distilled": {**_EXPLICIT, "teacher": CARRIED, "temperature": 4.0, "distill_weight": 0.9},
     "resnet-transformer": {**_RESNET, "blocks": "explicit", "depth": 3, "zero_init_residual": True},
     "resnet-trunk": {**_RESNET, "blocks": "none"},
     "resnet-deeper": {**_RESNET, "blocks": "none", "trunk_stages": 3},

@@ -1,8 +1,9 @@
 """Figures of a sweep, drawn from its frames alone."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -75,7 +76,7 @@ def _accuracy_against_flops(results: SweepResults, figure: Figure) -> bool:
     if epochs.empty:
         return False
     axes = figure.subplots()
-    for colour, (level, rows) in zip(_cycle(), epochs.groupby("level", sort=False), strict=False):
+    for colour, (level, rows) in zip(_palette(epochs), epochs.groupby("level", sort=False), strict=False):
         axes.plot(rows["train_flops"], 100 * rows["val_accuracy"], ".", ms=5, color=colour, label=str(level), alpha=0.8)
     front = pareto_front(epochs["train_flops"].to_numpy(), epochs["val_accuracy"].to_numpy())
     best = epochs.iloc[front]
@@ -91,7 +92,7 @@ def _learning_curves(results: SweepResults, figure: Figure) -> bool:
     if epochs.empty:
         return False
     axes = figure.subplots()
-    for colour, (level, rows) in zip(_cycle(), epochs.groupby("level", sort=False), strict=False):
+    for colour, (level, rows) in zip(_palette(epochs), epochs.groupby("level", sort=False), strict=False):
         for number, (_, trial) in enumerate(rows.groupby("trial")):
             axes.plot(
                 trial["images_seen"],
@@ -114,7 +115,8 @@ def _loss_and_its_floor(results: SweepResults, figure: Figure) -> bool:
     axes = figure.subplots()
     # With a teacher the loss is a mixture; the floor is that of the labels' part.
     loss = epochs["train_loss"] if "hard_loss" not in epochs else epochs["hard_loss"].fillna(epochs["train_loss"])
-    for colour, (level, rows) in zip(_cycle(), epochs.assign(loss=loss).groupby("level", sort=False), strict=False):
+    by_level = epochs.assign(loss=loss).groupby("level", sort=False)
+    for colour, (level, rows) in zip(_palette(epochs), by_level, strict=False):
         mean = pd.DataFrame(rows.groupby("epoch")[["images_seen", "loss", "loss_floor"]].mean())
         axes.plot(mean["images_seen"], mean["loss"], color=colour, lw=1.2, label=str(level))
         axes.plot(mean["images_seen"], mean["loss_floor"], color=colour, lw=1.2, ls="--")
@@ -178,5 +180,10 @@ def _factor(results: SweepResults) -> str:
     return results.sweep["factor"]
 
 
-def _cycle() -> tuple[str, ...]:
-    return _COLOURS * 4
+def _palette(epochs: pd.DataFrame) -> Sequence[Any]:
+    """A colour a level; of more than twenty some are alike."""
+    num_levels = len(epochs["level"].unique())
+    if num_levels <= len(_COLOURS):
+        return _COLOURS
+    many = matplotlib.colormaps["tab20"]
+    return [many(place % many.N) for place in range(num_levels)]

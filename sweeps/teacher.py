@@ -1,10 +1,11 @@
-"""Who teaches where a sweep distils: the checkpoint folder that the user names, or a stand-in for smoke runs."""
+"""Who teaches where a sweep distils: what the sweep or the user names, or a stand-in for smoke runs."""
 
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.carried import CARRIED
 from core.data import Dataset
 from core.distill import load_teacher
 from core.models import ConvNetConfig
@@ -14,6 +15,10 @@ from sweeps.flags import Flags, UsageError
 from sweeps.question import Resolved
 
 _FOLDER = "smoke_teacher"
+_HOW_TO_NAME_ONE = (
+    "--set teacher=FOLDER names one, a checkpoint folder such as the best/ that "
+    "python sweeps/architecture.py --vary row=teacher leaves"
+)
 
 
 def with_teacher(resolved: Resolved, flags: Flags, data: Dataset, run_folder: Path) -> Resolved:
@@ -23,25 +28,25 @@ def with_teacher(resolved: Resolved, flags: Flags, data: Dataset, run_folder: Pa
         UsageError: a trial needs a teacher and none is named, or it does not fit the data.
     """
     named: set[str | None] = {fields.get("teacher") for fields in _distilling(resolved)}
-    if None in named:
-        if not flags.smoke:
-            raise UsageError(
-                "distillation needs a teacher: --set teacher=FOLDER, a checkpoint folder such as the best/ that "
-                "python sweeps/architecture.py --vary row=teacher leaves"
-            )
+    if flags.smoke and named & {None, CARRIED}:
         folder = run_folder / _FOLDER
         if not folder.exists():
             _train_stand_in(data, folder)
-        recipe = dataclasses.replace(
-            resolved.recipe, base={**resolved.base, "teacher": str(folder), "target_accuracy": None}
-        )
-        return dataclasses.replace(resolved, recipe=recipe)
+        recipe = resolved.recipe
+        bundles = {
+            level: {name: value for name, value in fields.items() if name != "teacher"}
+            for level, fields in recipe.bundles.items()
+        }
+        base = {**recipe.base, "teacher": str(folder), "target_accuracy": None}
+        return dataclasses.replace(resolved, recipe=dataclasses.replace(recipe, base=base, bundles=bundles))
     _, size, _, channels = data.train.images.shape
-    for folder in named:
+    for teacher in named:
+        if teacher is None:
+            raise UsageError(f"distillation needs a teacher: {_HOW_TO_NAME_ONE}")
         try:
-            load_teacher(str(folder), class_names=data.class_names, image_size=size, in_channels=channels)
+            load_teacher(teacher, class_names=data.class_names, image_size=size, in_channels=channels)
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(f"{error}; {_HOW_TO_NAME_ONE}" if teacher == CARRIED else str(error)) from error
     return resolved
 
 

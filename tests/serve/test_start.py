@@ -14,8 +14,9 @@ from click.testing import CliRunner, Result
 from live import RAY_ENVIRONMENT
 from ray.serve.scripts import cli
 
+from core.carried import CARRIED_CLASSIFIER
 from serve.app import build
-from serve.settings import CARRIED_CLASSIFIER, Settings
+from serve.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
+from core.carried import CARRIED, checkpoint_folder
+from core.checkpoint import load
 from core.data import Dataset
+from core.distill import WeakTeacherWarning
+from core.flops import forward_flops_per_image
 from core.models import HybridConfig, ViTConfig
+from core.readers import CIFAR10_CLASSES
 from sweeps.flags import Flags, UsageError
 from sweeps.question import Sweep, plans_by_level, resolve, with_defaults
 from sweeps.space import Choice
@@ -99,10 +104,10 @@ def test_a_setting_that_a_trials_model_lacks_is_an_error_where_it_is_varied(shap
 
 
 def test_levels_can_be_picked_and_meaningless_repetitions_are_left_out() -> None:
-    flags = {"set": ("teacher=x",), "vary": ("count_teacher=false,true",), "seeds": 1}
+    flags = {"set": ("teacher=x",), "vary": ("standardise_logits=false,true",), "seeds": 1}
     points = resolved(SWEEPS["kd_temperature"], **flags).points
     alone = [point for point in points if point["distillation"] == "no-teacher"]
-    assert len(alone) == 1 and len(points) == 1 + 4 * 2 * 2
+    assert len(alone) == 1 and len(points) == 2 + 5 * 2 * 2
     picked = resolved(SWEEPS["kd_temperature"], set=("teacher=x",), vary=("distillation=no-teacher,T4",)).points
     assert {point["distillation"] for point in picked} == {"no-teacher", "T4"}
 
@@ -172,11 +177,24 @@ def test_every_trial_has_a_folder_of_its_own_whatever_its_settings_are_called(tm
         (tmp_path / f"{name},0123abcd").mkdir()
 
 
+def test_the_classifier_that_the_project_carries_teaches_where_nobody_is_named(shapes: Dataset, tmp_path: Path) -> None:
+    train = dataclasses.replace(shapes.train, class_names=CIFAR10_CLASSES)
+    data = dataclasses.replace(shapes, train=train)
+    for name in ("architecture", "kd_temperature"):
+        flags = with_defaults(Flags(budget=1e14), SWEEPS[name])
+        result = with_teacher(resolve(SWEEPS[name], flags), flags, data, tmp_path)
+        with pytest.warns(WeakTeacherWarning, match="the teacher in carried reached 89.5% in validation"):
+            plans = plans_by_level(SWEEPS[name], result, data)
+        level = "distilled" if name == "architecture" else "T4"
+        carried = load(checkpoint_folder(CARRIED))
+        assert plans[level].teacher_flops_per_image == forward_flops_per_image(carried.model, (3, 32, 32))
+
+
 def test_distilling_without_a_teacher_says_how_to_get_one(shapes: Dataset, tmp_path: Path) -> None:
-    sweep = SWEEPS["kd_temperature"]
-    flags = with_defaults(Flags(), sweep)
-    with pytest.raises(UsageError, match=r"--set teacher=FOLDER.*--vary row=teacher"):
-        with_teacher(resolve(sweep, flags), flags, shapes, tmp_path)
+    for sweep, given in ((SWEEPS["patch_size"], ("temperature=2",)), (SWEEPS["kd_temperature"], ())):
+        flags = with_defaults(Flags(set=given), sweep)
+        with pytest.raises(UsageError, match=r"teacher.*--set teacher=FOLDER.*--vary row=teacher"):
+            with_teacher(resolve(sweep, flags), flags, shapes, tmp_path)
     flags = with_defaults(Flags(vary=(f"teacher={tmp_path}/a,{tmp_path}/b",)), sweep)
     with pytest.raises(UsageError, match="is not a checkpoint folder"):
         with_teacher(resolve(sweep, flags), flags, shapes, tmp_path)
