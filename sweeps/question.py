@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.data import Dataset
+from core.distill import WeakTeacherWarning
 from core.models import WastefulModelWarning
 from core.train import check_fit
 from core.train_config import Plan, plan
@@ -221,6 +222,7 @@ def plans_by_level(sweep: Sweep, resolved: Resolved, data: Dataset) -> dict[Any,
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", WastefulModelWarning)
+                warnings.simplefilter("ignore", WeakTeacherWarning)  # told once, when the teacher was looked up
                 config = resolved.recipe.configure(point, data)
                 check_fit(config, data)
                 plans[level] = plan(config, len(data.train))

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.carried import CARRIED
 from core.data import Dataset
-from core.distill import load_teacher
+from core.distill import load_teacher, warn_if_weak
 from core.models import ConvNetConfig
 from core.train import train
 from core.train_config import TrainConfig
@@ -26,9 +26,12 @@ def with_teacher(resolved: Resolved, flags: Flags, data: Dataset, run_folder: Pa
 
     Raises:
         UsageError: a trial needs a teacher and none is named, or it does not fit the data.
+
+    Warns:
+        WeakTeacherWarning: a teacher is below the `target_accuracy`.
     """
-    named: set[str | None] = {fields.get("teacher") for fields in _distilling(resolved)}
-    if flags.smoke and named & {None, CARRIED}:
+    named = {fields.get("teacher"): fields.get("target_accuracy") for fields in _distilling(resolved)}
+    if flags.smoke and named.keys() & {None, CARRIED}:
         folder = run_folder / _FOLDER
         if not folder.exists():
             _train_stand_in(data, folder)
@@ -40,13 +43,15 @@ def with_teacher(resolved: Resolved, flags: Flags, data: Dataset, run_folder: Pa
         base = {**recipe.base, "teacher": str(folder), "target_accuracy": None}
         return dataclasses.replace(resolved, recipe=dataclasses.replace(recipe, base=base, bundles=bundles))
     _, size, _, channels = data.train.images.shape
-    for teacher in named:
+    for teacher, target_accuracy in named.items():
         if teacher is None:
             raise UsageError(f"distillation needs a teacher: {_HOW_TO_NAME_ONE}")
         try:
-            load_teacher(teacher, class_names=data.class_names, image_size=size, in_channels=channels)
+            loaded = load_teacher(teacher, class_names=data.class_names, image_size=size, in_channels=channels)
         except ValueError as error:
             raise UsageError(f"{error}; {_HOW_TO_NAME_ONE}" if teacher == CARRIED else str(error)) from error
+        if target_accuracy is not None:
+            warn_if_weak(loaded, teacher, target_accuracy)
     return resolved
 
 
