@@ -34,6 +34,9 @@ COMPILE_ABOVE_FLOPS = 3e13
 LOSS_PARTS = ("train_loss", "loss_floor", "hard_loss", "soft_loss", "feature_loss")
 
 
+LossFunction = Callable[..., tuple[Tensor, Tensor]]
+
+
 class NonFiniteLossError(ArithmeticError):
     """The loss became NaN or infinite; the message gives the step and the configuration."""
 
@@ -166,7 +169,7 @@ class _Run:
         # Evenly spaced, for the pictures of a folder stand class by class.
         sample = self.batches.images[:: math.ceil(len(data.train) / 1000)]
         initialise_from_data(self.model, normalise(sample, self.mean, self.std))
-        self.average = AveragedModel(self.model, multi_avg_fn=self._move_average, use_buffers=True)
+        self.average = AveragedModel(self.model, multi_avg_fn=_moving_average(config.ema_decay), use_buffers=True)
         self.optimizers = build_optimizers(
             self.model,
             config.optimizer,
@@ -181,7 +184,7 @@ class _Run:
             self.teacher_mean, self.teacher_std = (
                 torch.tensor(v, device=self.device) for v in (teacher.mean, teacher.std)
             )
-        self.loss = self._compiled(self._loss)
+        self.loss = self._compiled(_loss_function(config, self.model, self.mean, self.std, self.device, self.precision))
 
     @property
     def averaged(self) -> Classifier:
@@ -309,17 +312,42 @@ class _Run:
             stages = self.teacher.stages(normalise(images, self.teacher_mean, self.teacher_std))
             return [*stages, self.teacher.classify(stages[-1])]
 
-    def _loss(
-        self, images: Tensor, targets: Tensor, teacher: list[Tensor] | None, size: int | None
+    def _compiled(self, function: LossFunction) -> LossFunction:
+        wanted = self.config.compile
+        if wanted is None:
+            wanted = self.plan.train_flops(self.plan.num_steps) >= COMPILE_ABOVE_FLOPS and can_compile(self.device)
+        if not wanted:
+            return function
+        # Each config compiles its own step; without this the ninth in one process would silently run uncompiled.
+        torch._dynamo.reset()
+        return torch.compile(function, dynamic=False, fullgraph=True)
+
+    def _check_finite(self, losses: Tensor, first_step: int) -> None:
+        bad = (~losses.isfinite()).nonzero()
+        if bad.numel():
+            step = first_step + int(bad[0])
+            raise NonFiniteLossError(
+                f"the loss is {float(losses[bad[0]])} at step {step} of {self.plan.num_steps} with {self.config}"
+            )
+
+
+# These know nothing of a run. Were they methods that it keeps, it would hold itself, and its nets would stay in memory
+# for many more trials, until Python looks for such circles.
+
+
+def _loss_function(
+    config: TrainConfig, model: Classifier, mean: Tensor, std: Tensor, device: torch.device, precision: str
+) -> LossFunction:
+    def loss_and_parts(
+        images: Tensor, targets: Tensor, teacher: list[Tensor] | None, size: int | None
     ) -> tuple[Tensor, Tensor]:
         """The loss, and its parts as in `LOSS_PARTS`, cut off from the gradient."""
-        config = self.config
-        pixels = normalise(images, self.mean, self.std)
+        pixels = normalise(images, mean, std)
         if size is not None:
             pixels = F.interpolate(pixels, size=(size, size), mode="area")
-        with autocast(self.device, self.precision):
-            stages = self.model.stages(pixels)
-            logits = self.model.classify(stages[-1])
+        with autocast(device, precision):
+            stages = model.stages(pixels)
+            logits = model.classify(stages[-1])
         logits = logits.float()
         hard = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
         floor = target_entropy(targets, logits.shape[1], config.label_smoothing)
@@ -336,28 +364,16 @@ class _Run:
                 loss = loss + config.feature_weight * features
         return loss, torch.stack([loss, floor, hard, soft, features]).detach()
 
-    def _compiled(self, function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-        wanted = self.config.compile
-        if wanted is None:
-            wanted = self.plan.train_flops(self.plan.num_steps) >= COMPILE_ABOVE_FLOPS and can_compile(self.device)
-        if not wanted:
-            return function
-        # Each config compiles its own step; without this the ninth in one process would silently run uncompiled.
-        torch._dynamo.reset()
-        return torch.compile(function, dynamic=False, fullgraph=True)
+    return loss_and_parts
 
-    def _move_average(self, averaged: Any, current: Any, num_averaged: Any) -> None:
+
+def _moving_average(ema_decay: float) -> Callable[[Any, Any, Any], None]:
+    def move(averaged: Any, current: Any, num_averaged: Any) -> None:
         # Early on the average follows the weights closely, so that the initialisation is soon forgotten.
         updates = int(num_averaged)
-        decay = min(self.config.ema_decay, updates / (updates + 10))
+        decay = min(ema_decay, updates / (updates + 10))
         if not averaged[0].is_floating_point():  # a batch norm's count of steps has no meaning in between
             decay = 0.0
         get_ema_multi_avg_fn(decay)(averaged, current, num_averaged)
 
-    def _check_finite(self, losses: Tensor, first_step: int) -> None:
-        bad = (~losses.isfinite()).nonzero()
-        if bad.numel():
-            step = first_step + int(bad[0])
-            raise NonFiniteLossError(
-                f"the loss is {float(losses[bad[0]])} at step {step} of {self.plan.num_steps} with {self.config}"
-            )
+    return move

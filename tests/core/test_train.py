@@ -1,7 +1,9 @@
 import dataclasses
+import gc
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,21 @@ def test_the_plan_pays_for_shrunk_pictures_and_for_muon(shapes: Dataset, model: 
             run.train_until(first + 1)
         counted = planned.train_flops(first + 1) - planned.train_flops(first)
         assert counter.get_total_flops() == pytest.approx(counted, rel=1e-6)
+
+
+@pytest.mark.parametrize("model", [MODEL, ConvNetConfig(width=4, num_stages=2)])
+def test_what_a_run_held_is_free_when_it_is_over(shapes: Dataset, model: Any) -> None:
+    """At once, not when Python next looks for circles: a process trains many."""
+    gc.collect()
+    gc.disable()
+    try:
+        run = _Run(config(model=model), shapes)
+        run.train_until(1)
+        held = [weakref.ref(tensor) for tensor in (*run.model.parameters(), *run.averaged.parameters())]
+        del run
+        assert not any(tensor() is not None for tensor in held)
+    finally:
+        gc.enable()
 
 
 def test_the_whitening_suits_every_class_where_pictures_stand_class_by_class() -> None:
