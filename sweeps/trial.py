@@ -1,5 +1,6 @@
 """One trial: a setting turned into a `TrainConfig`, trained by `core.train`, reported to Tune. Runs on a worker."""
 
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -9,6 +10,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,14 @@ def run_trial(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> 
     except Exception as error:
         logger.exception("trial failed")
         tune.report({"val_accuracy": float("nan"), "epoch": -1, "error": _describe(error)})
+    finally:
+        _give_back_freed_memory()
+
+
+def _give_back_freed_memory() -> None:
+    """Else glibc keeps it for the thread that freed it, and Tune runs every trial of a process in a new thread."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> None:
