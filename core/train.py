@@ -33,7 +33,6 @@ COMPILE_ABOVE_FLOPS = 3e13
 # The parts of the loss, as they are logged. `loss_floor` is no part but the least that `hard_loss` can be.
 LOSS_PARTS = ("train_loss", "loss_floor", "hard_loss", "soft_loss", "feature_loss")
 
-
 LossFunction = Callable[..., tuple[Tensor, Tensor]]
 
 
