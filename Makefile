@@ -1,8 +1,7 @@
 # Every target makes the environment it needs. A machine needs Python 3.11 or later, and pip's registries.
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what is imported when it is: a minute less than compiling all of it here.
-INSTALL := SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+INSTALL := SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-slow lint type format bench serve install clean
 
