@@ -19,6 +19,7 @@ from typing import Any
 
 from core.carried import CARRIED
 from sweeps.answer import comparison, doubt, ranking
+from sweeps.architecture import ROWS
 from sweeps.question import Sweep
 from sweeps.results import Level
 from sweeps.runner import run_and_exit
@@ -26,14 +27,13 @@ from sweeps.space import Choice, Uniform
 
 _TEMPERATURES = {f"T{temperature}": {"temperature": float(temperature)} for temperature in (1, 2, 4, 8)}
 _COUNTED, _HYBRID = "T4-counted", "resnet-transformer"
+# Of the ladder's row the net alone: what it is trained with is the same for all arms.
+_NET = ("model", "trunk", "trunk_width", "trunk_stages", "blocks", "embed_dim", "depth", "num_heads", "mlp_ratio")
 ARMS: dict[str, dict[str, Any]] = {
     "no-teacher": {"temperature": None},
     **_TEMPERATURES,
     _COUNTED: {"temperature": 4.0, "count_teacher": True},
-    _HYBRID: {
-        **{"temperature": None, "model": "hybrid", "trunk": "residual_cnn", "trunk_width": 64, "trunk_stages": 2},
-        **{"blocks": "explicit", "embed_dim": 128, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0},
-    },
+    _HYBRID: {"temperature": None, **{field: ROWS[_HYBRID][field] for field in _NET}},
 }
 _OF_THE_TEACHER = ("distill_weight", "teacher", "standardise_logits", "feature_weight")
 

@@ -1,6 +1,5 @@
 """One trial: a setting turned into a `TrainConfig`, trained by `core.train`, reported to Tune. Runs on a worker."""
 
-import ctypes
 import dataclasses
 import hashlib
 import json
@@ -10,7 +9,6 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from core.data import Dataset
 from core.distill import WeakTeacherWarning
 from core.evaluate import evaluate
 from core.models import MODEL_CONFIGS, WastefulModelWarning, model_config
-from core.runtime import resolve_device
+from core.runtime import resolve_device, return_free_memory
 from core.train import EpochReport, ResumeError, train
 from core.train_config import TrainConfig
 from sweeps.storage import check_there, download, filesystem_of, patiently
@@ -141,13 +139,7 @@ def run_trial(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> 
         logger.exception("trial failed")
         tune.report({"val_accuracy": float("nan"), "epoch": -1, "error": _describe(error)})
     finally:
-        _give_back_freed_memory()
-
-
-def _give_back_freed_memory() -> None:
-    """Else glibc keeps it for the thread that freed it, and Tune runs every trial of a process in a new thread."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return_free_memory()  # Tune runs every trial of a process in a new thread, which would have an arena of its own
 
 
 def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> None:

@@ -1,28 +1,32 @@
 """What a trial leaves behind in the process that runs the next one."""
 
-import re
+import os
 import threading
-from pathlib import Path
 
-from sweeps.trial import _give_back_freed_memory
+import pytest
+import torch
 
-
-def kilobytes_of_its_own() -> int:
-    found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1])
+from benchmarks.process_memory import usage_of
+from core.data import Dataset
+from sweeps import trial
 
 
-def test_what_a_trials_thread_has_freed_goes_back_to_the_machine() -> None:
-    kept = []
+def test_what_a_trials_thread_has_freed_goes_back_to_the_machine(
+    shapes: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, held = [], []
 
-    def work() -> None:
+    def work(*_: object) -> None:
         blocks = [bytearray(50_000) for _ in range(4000)]
         kept.append(blocks[-1])  # what lies behind it the C library does not give back of its own accord
+        held.append(usage_of(os.getpid()).private)
 
-    thread = threading.Thread(target=work)
+    monkeypatch.setattr(trial, "_train", work)
+    recipe = trial.Recipe(base={}, factor="row", bundles={})
+    settings = trial.TrialSettings(
+        recipe=recipe, folder="", start_folder="nowhere", num_threads=torch.get_num_threads()
+    )
+    thread = threading.Thread(target=trial.run_trial, args=({}, shapes, settings))
     thread.start()
     thread.join()
-    held = kilobytes_of_its_own()
-    _give_back_freed_memory()
-    assert held - kilobytes_of_its_own() > 150_000
+    assert held[0] - usage_of(os.getpid()).private > 150
