@@ -14,7 +14,7 @@ from PIL import Image as PillowImage
 from torch import Tensor
 
 from core.runtime import import_torchvision, resolve_device
-from core.segment.encoding import encoding
+from core.segment.encoding import encoder_batches, encoding
 from core.segment.grounder import Image
 
 # Rows of (picture, prompt) that the decoder takes at a time: what bounds the memory of a call. A CPU is faster with a
@@ -69,9 +69,12 @@ class ClipSeg:
         return cls(model.float(), processor, revision=revision, device=resolve_device(device), precision=precision)
 
     def encode_images(self, images: Sequence[Image]) -> list[ClipSegFeatures]:
-        """Encode pictures (uint8 RGB, any sizes) in one batch; layers after the last one that is read are not run."""
-        if not images:
-            return []
+        """Encode pictures (uint8 RGB, any sizes) together; on a CPU, a few at a time."""
+        batches = encoder_batches(images, self.image_size, self.device)
+        return [features for batch in batches for features in self._encode(batch)]
+
+    def _encode(self, images: Sequence[Image]) -> list[ClipSegFeatures]:
+        """Layers after the last one that is read are not run."""
         pictures = [PillowImage.fromarray(image) for image in images]
         pixels = self.processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
         config = self.model.config

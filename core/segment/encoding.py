@@ -11,9 +11,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from core.runtime import autocast
+from core.segment.grounder import Image
 
 # Queries at a time: their scores stay in the processor's cache, and the memory of a global layer stays small.
 _QUERIES = 512
+# Pixels that a CPU's encoder takes at a time: with few, what its layers hand on stays in the cache.
+_PIXELS_ON_A_CPU = 2**19
 
 
 @contextlib.contextmanager
@@ -28,6 +31,13 @@ def encoding(device: torch.device, precision: str) -> Iterator[None]:
                 yield
         else:
             yield
+
+
+def encoder_batches(images: Sequence[Image], side: int, device: torch.device) -> Iterator[Sequence[Image]]:
+    """The pictures as an encoder should take them, which scales each to `side` pixels: on a CPU a few at a time."""
+    at_once = max(1, _PIXELS_ON_A_CPU // side**2 if device.type == "cpu" else len(images))
+    for start in range(0, len(images), at_once):
+        yield images[start : start + at_once]
 
 
 class _AttentionInHalfPrecision(TorchFunctionMode):
@@ -57,5 +67,7 @@ def _attention(
     if query.dtype != torch.bfloat16 or not plain:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
     scale = options.get("scale") or query.shape[-1] ** -0.5
-    parts = [((part * scale) @ key.mT).softmax(-1, dtype=query.dtype) @ value for part in query.split(_QUERIES, dim=-2)]
+    # Laid out once as the product reads it, and not again for every part.
+    keys = key.mT.contiguous()
+    parts = [((part * scale) @ keys).softmax(-1, dtype=query.dtype) @ value for part in query.split(_QUERIES, dim=-2)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)

@@ -34,7 +34,8 @@ from core.segment.regions import (
     with_contrast,
 )
 from core.segment.results import CroppedMask, Instance, PromptResult
-from core.segment.sam2 import MaskPrompt, Sam2Features
+from core.segment.sam2 import MaskPrompt
+from core.segment.sam2_stills import Sam2Features
 
 # Words that compare with the rest of the picture: a closer look, which leaves the rest out, must not be asked for them.
 _RELATIVE = {"small", "large", "big", "little", "tiny", "huge"}

@@ -13,30 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.runtime import import_torchvision, resolve_device
-from core.segment.encoding import encoding
+from core.segment.encoding import encoder_batches, encoding
 from core.segment.grounder import Image
+from core.segment.sam2_stills import Sam2Features, StillDecoder, StillEncoder
 
 # Prompts that the decoder takes at a time, and bytes of features that it is given for them: what bounds the memory of
-# a call, which is several times these bytes. A CPU is faster with few bytes, which stay in its cache, and so is the
-# encoder there with few pixels.
+# a call, which is several times these bytes. A CPU is faster with few bytes, which stay in its cache.
 DECODER_ROWS = 64
-DECODER_BYTES, DECODER_BYTES_ON_A_CPU = 256 * 2**20, 64 * 2**20
-ENCODER_PIXELS_ON_A_CPU = 2**19
+DECODER_BYTES, DECODER_BYTES_ON_A_CPU = 256 * 2**20, 16 * 2**20
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LOGIT_LIMIT = 32.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sam2Features:
-    """One encoded picture. `size`: its height and width in pixels."""
-
-    image_embed: Float[Tensor, "dim rows columns"]
-    high_res: tuple[Tensor, ...]
-    size: tuple[int, int]
-
-    @property
-    def nbytes(self) -> int:
-        return self.image_embed.nbytes + sum(level.nbytes for level in self.high_res)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +60,7 @@ class Sam2:
 
     def __init__(self, model: Any, *, revision: str, device: torch.device, precision: str) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
+        self._encoder, self._decoder = StillEncoder(model), StillDecoder(model)
         self.revision = revision
         self.device, self.precision = device, precision
         self.image_size: int = model.image_size
@@ -114,25 +101,18 @@ class Sam2:
 
     def encode_images(self, images: Sequence[Image]) -> list[Sam2Features]:
         """Encode pictures (uint8 RGB, any sizes) together; on a CPU, a few at a time."""
-        most = ENCODER_PIXELS_ON_A_CPU // self.image_size**2 if self.device.type == "cpu" else len(images)
-        at_once = max(1, most)
-        encoded: list[Sam2Features] = []
-        for start in range(0, len(images), at_once):
-            encoded += self._encode(images[start : start + at_once])
-        return encoded
+        batches = encoder_batches(images, self.image_size, self.device)
+        return [features for batch in batches for features in self._encode(batch)]
 
     def _encode(self, images: Sequence[Image]) -> list[Sam2Features]:
         pixels = torch.stack([self._pixels(image) for image in images]).to(self.device)
-        model = self.model
         with encoding(self.device, self.precision):
-            _, maps, _, sizes = model._prepare_backbone_features(model.forward_image(pixels))
-            if model.directly_add_no_mem_embed:
-                maps[-1] = maps[-1] + model.no_mem_embed
-        levels = [m.float().permute(1, 2, 0).reshape(len(images), -1, *s) for m, s in zip(maps, sizes, strict=True)]
+            embed, high_res = self._encoder(pixels)
+        # Copied, also where they are float32: a part of the batch, once it is kept, would keep all of the batch.
         return [
             Sam2Features(
-                image_embed=levels[-1][row].clone(),
-                high_res=tuple(level[row].clone() for level in levels[:-1]),
+                image_embed=embed[row].to(torch.float32, copy=True),
+                high_res=tuple(level[row].to(torch.float32, copy=True) for level in high_res),
                 size=(image.shape[0], image.shape[1]),
             )
             for row, image in enumerate(images)
@@ -206,21 +186,13 @@ class Sam2:
         masks: Float[Tensor, "batch 1 low low"] | None,
         multimask: bool,
     ) -> tuple[Float[Tensor, "batch masks low low"], Float[Tensor, "batch masks"]]:
-        model = self.model
         with torch.inference_mode():
-            sparse, dense = model.sam_prompt_encoder(
-                points=(points.to(self.device), labels.to(self.device)),
-                boxes=None,
-                masks=None if masks is None else masks.to(self.device),
-            )
-            logits, scores, _, _ = model.sam_mask_decoder(
-                image_embeddings=torch.stack([feature.image_embed for feature in features]),
-                image_pe=model.sam_prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=multimask,
-                repeat_image=False,
-                high_res_features=[torch.stack(level) for level in zip(*(f.high_res for f in features), strict=True)],
+            logits, scores = self._decoder(
+                features,
+                points.to(self.device),
+                labels.to(self.device),
+                None if masks is None else masks.to(self.device),
+                multimask=multimask,
             )
         return logits.float().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).cpu(), scores.float().cpu()
 

@@ -85,6 +85,7 @@ def wait_until_it_runs(head: subprocess.Popen[bytes], log: Path, seconds: float 
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_sweep_wakes_the_workers_of_a_cluster_that_has_none(address: str, tmp_path: Path) -> None:
     words = ("--smoke", "--dataset", "shapes", "--address", address)
     too_large = run(tmp_path, *words, "--cpus-per-trial", "3")

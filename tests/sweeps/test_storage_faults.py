@@ -54,6 +54,7 @@ def test_a_folder_that_is_gone_for_a_while_costs_no_epoch(tmp_path: Path, undist
     assert (disturbed.epochs["attempt"] == 1).all(), "waiting needs no second attempt"
 
 
+@pytest.mark.slow
 def test_a_trial_preempted_while_its_storage_is_unmounted_begins_where_it_was(
     tmp_path: Path, undisturbed: SweepResults
 ) -> None:

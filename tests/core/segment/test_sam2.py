@@ -3,10 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sam2 as sam2_package
 import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from benchmarks.full_size import SAM2_TINY
-from core.segment.sam2 import MaskPrompt, Sam2
+from core.segment.sam2 import MaskPrompt, Sam2, build
 
 BOX = np.array([20.0, 30.0, 120.0, 110.0])
 POINTS, LABELS = np.array([[60.0, 60.0], [150.0, 20.0]]), np.array([1, 0])
@@ -57,6 +60,15 @@ def test_masks_come_at_the_size_of_the_picture(sam2: Sam2, pictures: list[np.nda
     assert features[0].size == pictures[0].shape[:2]
     assert sam2.upsample(answer.mask_logits, features[0].size).shape == (3, *pictures[0].shape[:2])
     assert answer.mask_logits.shape == (3, sam2.low_res_size, sam2.low_res_size) == (3, 256, 256)
+
+
+def test_a_pyramid_that_is_not_sam2s_is_refused(tmp_path: Path) -> None:
+    config = OmegaConf.load(Path(sam2_package.__file__).parent / SAM2_TINY)
+    config.model.image_encoder.neck.fpn_top_down_levels = [1, 2, 3]
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    save_file(build(str(tmp_path / "config.yaml")).state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"pyramid is not that of SAM 2: .*\[1, 2, 3\]"):
+        Sam2.from_pretrained(tmp_path)
 
 
 def test_prompts_that_mislead_are_refused() -> None:
