@@ -133,17 +133,18 @@ class Sam2:
         for (_, has_mask), rows in groups.items():
             for start in range(0, len(rows), at_once):
                 part = rows[start : start + at_once]
+                points, labels = (
+                    torch.stack(column).to(self.device) for column in zip(*(clicks[row] for row in part), strict=True)
+                )
                 masks = None
                 if has_mask:
-                    coarse = np.stack([prompts[row].mask_logits for row in part])  # type: ignore[misc]
-                    masks = torch.from_numpy(coarse)[:, None].float().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
-                logits, scores = self._decode_group(
-                    [features[row] for row in part],
-                    torch.stack([clicks[row][0] for row in part]),
-                    torch.stack([clicks[row][1] for row in part]),
-                    masks,
-                    multimask,
-                )
+                    coarse = torch.from_numpy(np.stack([prompts[row].mask_logits for row in part]))  # type: ignore[misc]
+                    masks = coarse[:, None].float().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).to(self.device)
+                with torch.inference_mode():
+                    logits, scores = self._decoder(
+                        [features[row] for row in part], points, labels, masks, multimask=multimask
+                    )
+                logits, scores = logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).cpu(), scores.cpu()
                 for row, mask_logits, iou_scores in zip(part, logits, scores, strict=True):
                     answers[row] = MaskCandidates(mask_logits.clone(), iou_scores.clone())
         return [answer for answer in answers if answer is not None]
@@ -177,24 +178,6 @@ class Sam2:
             torch.from_numpy(np.concatenate(points) * scale).float(),
             torch.from_numpy(np.concatenate(labels)).long(),
         )
-
-    def _decode_group(
-        self,
-        features: Sequence[Sam2Features],
-        points: Float[Tensor, "batch n 2"],
-        labels: Int64[Tensor, "batch n"],
-        masks: Float[Tensor, "batch 1 low low"] | None,
-        multimask: bool,
-    ) -> tuple[Float[Tensor, "batch masks low low"], Float[Tensor, "batch masks"]]:
-        with torch.inference_mode():
-            logits, scores = self._decoder(
-                features,
-                points.to(self.device),
-                labels.to(self.device),
-                None if masks is None else masks.to(self.device),
-                multimask=multimask,
-            )
-        return logits.float().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).cpu(), scores.float().cpu()
 
 
 def build(config: str) -> Any:
