@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 NUMBER = 10_000
 AT_A_TIME = 8
+# Serve's period and a little more: at each health check a replica gives back what it has freed.
+HEALTH_CHECK_S = 12
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,8 @@ def mixed(seed: int) -> Iterator[tuple[str, Upload]]:
 
 
 def memory_mb() -> float:
-    """Of both replicas, the ingress's with the classifier and the segmenter's, without what they share."""
+    """Kept by both replicas, the ingress's with the classifier and the segmenter's, without what they share."""
+    time.sleep(HEALTH_CHECK_S)
     replicas = [pid for pid, command in family().items() if command.startswith("ray::ServeReplica")]
     assert len(replicas) == 2
     return sum(usage_of(pid).private for pid in replicas)
