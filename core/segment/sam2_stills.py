@@ -15,8 +15,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-# Of the pyramid's four levels, counted from the finest: the first that takes from the one above it.
-_COARSE = 2
+# SAM 2's pyramid: levels that take from the one above, counted from the finest; how; and how many are left out.
+_PYRAMID = ([2, 3], "nearest", "sum", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class StillEncoder:
         encoder, decoder = model.image_encoder, model.sam_mask_decoder
         trunk, neck = encoder.trunk, encoder.neck
         pyramid = (list(neck.fpn_top_down_levels), neck.fpn_interp_model, neck.fuse_type, encoder.scalp)
-        if pyramid != ([_COARSE, _COARSE + 1], "nearest", "sum", 1) or not decoder.use_high_res_features:
+        if pyramid != _PYRAMID or not decoder.use_high_res_features:
             raise ValueError(f"the image encoder's pyramid is not that of SAM 2: {pyramid}")
         # The neck lists its maps from the coarsest level on.
         *fine, self._level, self._above = [each.conv for each in reversed(neck.convs)]
