@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from core.runtime import bound_kernel_caches
 from serve.batch_input import Input, Item
 from serve.batch_job import ERROR_SCHEMA, ERRORS, OVERLAYS, RESULTS, attempts_file, part, read_shard, write_part
 from serve.batch_models import Picture, Task
@@ -64,6 +65,7 @@ class ShardWorker:
 
     def __init__(self, work: Work) -> None:
         torch.set_num_threads(work.threads)
+        bound_kernel_caches()
         self._work = work
         self._model: Any = work.task.load()
         self._reader = PictureReader(

@@ -11,6 +11,7 @@ from ray import serve
 
 from core.image_classifier import ImageClassifier
 from core.images import PictureError
+from core.runtime import bound_kernel_caches
 from serve.batcher import Batcher, Call, Item
 from serve.metrics import StageMetrics
 from serve.proof import Proof
@@ -29,6 +30,7 @@ class LocalClassifier:
     """
 
     def __init__(self, settings: Settings) -> None:
+        bound_kernel_caches()
         self._classifier = ImageClassifier.from_folder(settings.classifier, settings.device)
         self._name = ModelName(name=self._classifier.name, revision=self._classifier.revision)
         self._metrics = StageMetrics()

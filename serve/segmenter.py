@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from ray import serve
 
+from core.runtime import bound_kernel_caches
 from serve.batcher import Batcher, Call, Item
 from serve.feature_cache import FeatureCache
 from serve.metrics import CacheMetrics, StageMetrics
@@ -33,6 +34,7 @@ class ModelReplica:
 
     def __init__(self, settings: Settings, calls: Mapping[str, GroundCalls | DecodeCalls], num_cpus: int) -> None:
         torch.set_num_threads(num_cpus)
+        bound_kernel_caches()
         self._calls = calls
         self._metrics = StageMetrics()
         self._proof = Proof(self._run_once)

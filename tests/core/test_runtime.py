@@ -1,3 +1,4 @@
+import os
 import platform
 import subprocess
 import sys
@@ -6,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.runtime import describe_machine, import_torchvision, resolve_device, resolve_precision, source_commit
+from core.runtime import (
+    describe_machine,
+    import_torchvision,
+    multiplies_bf16,
+    resolve_device,
+    resolve_precision,
+    source_commit,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +65,51 @@ def test_free_memory_between_what_is_used_goes_back_to_the_system() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert float(run.stdout) > 150
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize(("chosen", "kept"), [({}, 512), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}, 16)])
+def test_a_long_row_of_shapes_leaves_a_bounded_number_of_kernels(chosen: dict[str, str], kept: int) -> None:
+    code = (
+        "import torch\n"
+        "from core.runtime import bound_kernel_caches\n"
+        "bound_kernel_caches()\n"
+        "layer = torch.nn.Conv2d(8, 8, 3)\n"
+        "def run(*widths):\n"
+        "    with torch.inference_mode(), torch.backends.mkldnn.verbose(2):\n"
+        "        for width in widths: layer(torch.zeros(4, 8, 8, width))\n"
+        "    print('---', flush=True)\n"
+        f"run(8); run(8); run(*range(9, {9 + kept})); run(8)\n"
+    )
+    environment = {**os.environ, **chosen}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    made = [part.count("create:cache_miss,cpu,convolution") for part in run.stdout.split("---")[:4]]
+    assert made == [1, 0, kept, 1]
+
+
+@pytest.mark.skipif(not multiplies_bf16(torch.device("cpu")), reason="there oneDNN multiplies no matrices")
+def test_a_long_row_of_shapes_leaves_little_behind() -> None:
+    code = (
+        "import torch\n"
+        "from pathlib import Path\n"
+        "from core.runtime import bound_kernel_caches, return_free_memory\n"
+        "bound_kernel_caches()\n"
+        "layer = torch.nn.Linear(128, 512, dtype=torch.bfloat16)\n"
+        "def held_mb():\n"
+        "    return_free_memory()\n"
+        "    return int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 1e6\n"
+        "def run(*rows):\n"
+        "    with torch.inference_mode():\n"
+        "        for number in rows: layer(torch.zeros(number, 128, dtype=torch.bfloat16))\n"
+        "run(*range(8, 400, 8)); before = held_mb(); run(*range(400, 2000, 8)); print(held_mb() - before)\n"
+    )
+    environment = {**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    assert float(run.stdout) < 10
 
 
 def test_torchvisions_python_parts_import() -> None:
