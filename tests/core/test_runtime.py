@@ -19,6 +19,19 @@ from core.runtime import (
 ROOT = Path(__file__).parents[2]
 
 
+def printed(code: str, **environment: str) -> str:
+    """By a Python of its own, with these variables besides ours."""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return run.stdout
+
+
 def test_devices() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,8 +76,7 @@ def test_free_memory_between_what_is_used_goes_back_to_the_system() -> None:
         "return_free_memory()\n"
         "print(before - held_mb())"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert float(run.stdout) > 150
+    assert float(printed(code)) > 150
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
@@ -81,11 +93,7 @@ def test_a_long_row_of_shapes_leaves_a_bounded_number_of_kernels(chosen: dict[st
         "    print('---', flush=True)\n"
         f"run(8); run(8); run(*range(9, {9 + kept})); run(8)\n"
     )
-    environment = {**os.environ, **chosen}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
-    )
-    made = [part.count("create:cache_miss,cpu,convolution") for part in run.stdout.split("---")[:4]]
+    made = [part.count("create:cache_miss,cpu,convolution") for part in printed(code, **chosen).split("---")[:4]]
     assert made == [1, 0, kept, 1]
 
 
@@ -105,11 +113,7 @@ def test_a_long_row_of_shapes_leaves_little_behind() -> None:
         "        for number in rows: layer(torch.zeros(number, 128, dtype=torch.bfloat16))\n"
         "run(*range(8, 400, 8)); before = held_mb(); run(*range(400, 2000, 8)); print(held_mb() - before)\n"
     )
-    environment = {**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
-    )
-    assert float(run.stdout) < 10
+    assert float(printed(code, ONEDNN_PRIMITIVE_CACHE_CAPACITY="16")) < 10
 
 
 def test_torchvisions_python_parts_import() -> None:
