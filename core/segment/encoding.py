@@ -1,4 +1,4 @@
-"""How the image encoders are run: without gradients, in mixed precision, with attention that suits the processor."""
+"""How the models are run: no gradients, mixed precision, in parts and with attention that suit the processor."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +33,26 @@ def encoding(device: torch.device, precision: str) -> Iterator[None]:
             yield
 
 
+def parts(count: int, at_most: int, device: torch.device) -> Iterator[slice]:
+    """The parts in which a model should take so many rows, each of at most `at_most` (1 or more).
+
+    On a CPU their sizes are powers of two. There every new shape has a kernel compiled, which is then kept: requests
+    that share calls would bring ever new ones.
+    """
+    start = 0
+    while start < count:
+        size = min(count - start, at_most)
+        if device.type == "cpu":
+            size = 2 ** (size.bit_length() - 1)
+        yield slice(start, start + size)
+        start += size
+
+
 def encoder_batches(images: Sequence[Image], side: int, device: torch.device) -> Iterator[Sequence[Image]]:
     """The pictures as an encoder should take them, which scales each to `side` pixels: on a CPU a few at a time."""
-    at_once = max(1, _PIXELS_ON_A_CPU // side**2 if device.type == "cpu" else len(images))
-    for start in range(0, len(images), at_once):
-        yield images[start : start + at_once]
+    at_most = max(1, _PIXELS_ON_A_CPU // side**2 if device.type == "cpu" else len(images))
+    for part in parts(len(images), at_most, device):
+        yield images[part]
 
 
 class _AttentionInHalfPrecision(TorchFunctionMode):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.runtime import import_torchvision, resolve_device
-from core.segment.encoding import encoder_batches, encoding
+from core.segment.encoding import encoder_batches, encoding, parts
 from core.segment.grounder import Image
 from core.segment.sam2_stills import Sam2Features, StillDecoder, StillEncoder
 
@@ -129,10 +129,10 @@ class Sam2:
         answers: list[MaskCandidates | None] = [None] * len(prompts)
         largest = max((feature.nbytes for feature in features), default=1)
         most_bytes = DECODER_BYTES_ON_A_CPU if self.device.type == "cpu" else DECODER_BYTES
-        at_once = max(1, min(DECODER_ROWS, most_bytes // largest))
+        at_most = max(1, min(DECODER_ROWS, most_bytes // largest))
         for (_, has_mask), rows in groups.items():
-            for start in range(0, len(rows), at_once):
-                part = rows[start : start + at_once]
+            for of_rows in parts(len(rows), at_most, self.device):
+                part = rows[of_rows]
                 points, labels = (
                     torch.stack(column).to(self.device) for column in zip(*(clicks[row] for row in part), strict=True)
                 )

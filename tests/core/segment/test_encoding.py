@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core.segment.encoding import encoding
+from core.segment.encoding import encoding, parts
 
 CPU = torch.device("cpu")
 
@@ -51,3 +51,16 @@ def test_other_threads_are_left_alone() -> None:
         thread.start()
         thread.join()
     assert torch.equal(seen[0], alone)
+
+
+def test_a_cpu_is_given_few_sizes_of_parts_and_every_row_once() -> None:
+    for count in range(40):
+        for at_most in range(1, 20):
+            rows = [list(range(count))[part] for part in parts(count, at_most, CPU)]
+            assert [row for part in rows for row in part] == list(range(count))
+            assert {len(part) for part in rows} <= {size for size in (1, 2, 4, 8, 16) if size <= at_most}
+    assert [part.stop - part.start for part in parts(23, 16, CPU)] == [16, 4, 2, 1]
+
+
+def test_other_devices_are_given_the_largest_parts() -> None:
+    assert list(parts(23, 16, torch.device("cuda"))) == [slice(0, 16), slice(16, 23)]
