@@ -102,7 +102,7 @@ def test_what_the_service_adds_and_refuses_is_the_records() -> None:
     assert f"{share:.0f}% of the sustainable rate" in README
 
 
-@pytest.mark.parametrize("name", ["speed", "speed_amx", "full_size", "full_size_32"])
+@pytest.mark.parametrize("name", ["speed", "full_size", "full_size_32"])
 def test_the_services_latencies_are_the_records(name: str) -> None:
     rounds = json.loads((ROOT / f"docs/records/serving/{name}.json").read_text())["rounds"]
     rows = pd.DataFrame([row for one in rounds for row in one["rows"]])
@@ -124,7 +124,7 @@ def test_the_training_step_is_the_records() -> None:
 
 
 def test_there_are_records() -> None:
-    assert RECORDS and len(THROUGHPUTS) == 8
+    assert RECORDS and len(THROUGHPUTS) == 7
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{f.name}" for f in ROOT.glob("docs/*.md"))])
