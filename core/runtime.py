@@ -82,10 +82,10 @@ def return_free_memory() -> None:
 def bound_kernel_caches() -> None:
     """Let fewer compiled kernels stay on a CPU than PyTorch keeps by itself, unless the environment says how many.
 
-    There is one for every shape that a layer has met, in bfloat16 of half a megabyte and more, and requests that share
-    calls bring ever new ones. oneDNN keeps 1024 for the process, of which a half holds what returns; PyTorch once more
-    as many of each kind of layer for every thread, which saves 3 microseconds a call. To be called before the process
-    runs a model: later it has no effect.
+    There is one for every shape that a layer has met, in bfloat16 of half a megabyte and more, and requests that differ
+    in their prompts and company bring new ones. oneDNN keeps 1024 for the process, of which a half holds what returns;
+    PyTorch once more as many of each kind of layer for every thread, which saves 3 microseconds a call. To be called
+    before the process runs a model: later it has no effect.
 
     Source: https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html and
         https://github.com/pytorch/pytorch/issues/29893

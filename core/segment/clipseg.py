@@ -18,7 +18,7 @@ from core.segment.encoding import encoder_batches, encoding
 from core.segment.grounder import Image
 
 # Rows of (picture, prompt) that the decoder takes at a time: what bounds the memory of a call. A CPU is faster with a
-# few, which stay in its cache.
+# few, which stay in its cache; so few sizes need not be made fewer by `encoding.parts`.
 DECODER_ROWS, DECODER_ROWS_ON_A_CPU = 64, 4
 CACHED_TEXTS = 4096
 
