@@ -20,7 +20,7 @@ from core.batches import Batches, seed_for
 from core.data import Dataset
 from core.distill import feature_loss, load_teacher, soft_loss, warn_if_weak
 from core.evaluate import evaluate
-from core.models import Classifier, build_model, initialise_from_data
+from core.models import Classifier, ViTConfig, build_model, initialise_from_data
 from core.optim import build_optimizers, schedule_factor
 from core.runtime import autocast, can_compile, resolve_device, resolve_precision, source_commit
 from core.train_config import TrainConfig, plan
@@ -29,6 +29,10 @@ STATE_FILE = "train_state.pt"
 
 # Compiling takes 15 to 40 seconds on a CPU and gains about a fifth: below this many FLOPs it does not pay.
 COMPILE_ABOVE_FLOPS = 3e13
+
+# Pictures x tokens x width that a micro-batch of a ViT may have on a CPU: what one kernel writes is still in the core's
+# second-level cache, of one or two megabytes, when the next one reads it.
+CACHED_ELEMENTS = 5 * 2**16
 
 # The parts of the loss, as they are logged. `loss_floor` is no part but the least that `hard_loss` can be.
 LOSS_PARTS = ("train_loss", "loss_floor", "hard_loss", "soft_loss", "feature_loss")
@@ -183,6 +187,7 @@ class _Run:
             self.teacher_mean, self.teacher_std = (
                 torch.tensor(v, device=self.device) for v in (teacher.mean, teacher.std)
             )
+        self.micro_batch_size = _micro_batch_size(config, self.device)
         self.loss = self._compiled(_loss_function(config, self.model, self.mean, self.std, self.device, self.precision))
 
     @property
@@ -194,7 +199,7 @@ class _Run:
     def train_until(self, end: int) -> None:
         config = self.config
         wall, cpu, first = time.perf_counter(), time.process_time(), self.step
-        losses = torch.empty(end - first, len(LOSS_PARTS), device=self.device)
+        losses = torch.zeros(end - first, len(LOSS_PARTS), device=self.device)
         while self.step < end:
             torch.manual_seed(seed_for(config.seed, "step", self.step))
             factor = schedule_factor(
@@ -206,8 +211,12 @@ class _Run:
             )
             images, targets = self.batches.at(self.step)
             size = config.coarse_image_size if self.step < self.plan.coarse_steps else None
-            loss, parts = self.loss(images, targets, self._ask_teacher(images), size)
-            loss.backward()
+            micro_batches = zip(images.split(self.micro_batch_size), targets.split(self.micro_batch_size), strict=True)
+            for some_images, some_targets in micro_batches:
+                loss, parts = self.loss(some_images, some_targets, self._ask_teacher(some_images), size)
+                share = len(some_images) / config.batch_size
+                (share * loss).backward()
+                losses[self.step - first] += share * parts
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -215,7 +224,6 @@ class _Run:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             self.average.update_parameters(self.model)
-            losses[self.step - first] = parts
             self.step += 1
             # Reading the loss waits for the GPU, so there it is looked at now and then; the step named is exact anyhow.
             if self.device.type == "cpu" or self.step % 50 == 0 or self.step == end:
@@ -328,6 +336,18 @@ class _Run:
             raise NonFiniteLossError(
                 f"the loss is {float(losses[bad[0]])} at step {step} of {self.plan.num_steps} with {self.config}"
             )
+
+
+def _micro_batch_size(config: TrainConfig, device: torch.device) -> int:
+    if config.micro_batch_size is not None:
+        return min(config.micro_batch_size, config.batch_size)
+    shape = config.model
+    if device.type != "cpu" or not isinstance(shape, ViTConfig) or config.feature_weight:
+        return config.batch_size
+    fits = CACHED_ELEMENTS // (shape.num_tokens * shape.embed_dim)
+    # Parts of one size, as each further size is compiled anew; where none is near, the whole batch.
+    even = [size for size in range(fits // 2 + 1, fits + 1) if config.batch_size % size == 0]
+    return max(even, default=config.batch_size)
 
 
 # These know nothing of a run. Were they methods that it keeps, it would hold itself, and its nets would stay in memory

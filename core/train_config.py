@@ -35,6 +35,9 @@ class TrainConfig:
         for `standardise_logits`.
     count_teacher: whether the training FLOPs, and so a budget of them, include the teacher's forward passes.
     target_accuracy: what the student should reach in validation, in [0, 1]; a teacher below it warns.
+    micro_batch_size: this many pictures of a batch go through the net at a time, and their gradients are summed: less
+        memory for the same step, if nothing in it looks across a batch, as batch norm and `feature_weight` do. None
+        takes what suits the processor's cache, and the whole batch on a GPU or where something looks across it.
     precision: `bf16` (autocast), `float32`, or `auto`: bf16 where the device has instructions for it.
     compile: None compiles where a compiler is found and the run is long enough to gain.
     device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -73,6 +76,7 @@ class TrainConfig:
     feature_weight: float = 0.0
     count_teacher: bool = False
     target_accuracy: float | None = None
+    micro_batch_size: int | None = None
     precision: str = "auto"
     compile: bool | None = None
     device: str = "auto"
@@ -89,8 +93,10 @@ class TrainConfig:
         for name, low in (("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             _require(name, value, isinstance(value, int) and value >= low, f"a whole number of at least {low}")
-        whole = self.reports is None or (isinstance(self.reports, int) and self.reports >= 1)
-        _require("reports", self.reports, whole, "a whole number of at least 1, or None")
+        for name in ("reports", "micro_batch_size"):
+            value = getattr(self, name)
+            whole = value is None or (isinstance(value, int) and value >= 1)
+            _require(name, value, whole, "a whole number of at least 1, or None")
         fits = self.crop_padding < self.model.image_size
         _require("crop_padding", self.crop_padding, fits, f"below the picture's size, {self.model.image_size}")
         _require("compile", self.compile, self.compile is None or isinstance(self.compile, bool), "true, false or None")

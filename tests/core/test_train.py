@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(shapes: Datas
     [
         {},
         {"schedule": "trapezoid", "reports": 4},
-        {"precision": "bf16", "ema_decay": 0.0},
+        {"precision": "bf16", "ema_decay": 0.0, "micro_batch_size": 20},
         {"optimizer": "muon", "model": ConvNetConfig(width=4), "mixup_alpha": 0.8, "cutmix_alpha": 1.0},
         {"optimizer": "sgd", "model": ResNetConfig(width=8, num_stages=2), "flip": "alternating"},
         {"model": dataclasses.replace(MODEL, patch_drop_rate=0.3), "coarse_image_size": 16},
@@ -69,6 +69,36 @@ def test_resumed_after_any_epoch_the_weights_are_bit_identical(
         assert same(weights(whole), weights(resumed))
         assert without_times(whole.history) == without_times(resumed.history)
         assert [row["attempt"] for row in resumed.history] == [1] * epoch + [2] * (len(whole.history) - epoch)
+
+
+@pytest.mark.parametrize("fields", [{}, {"mixup_alpha": 0.8, "label_smoothing": 0.1}, {"coarse_image_size": 16}])
+def test_micro_batches_take_the_step_of_the_whole_batch(shapes: Dataset, fields: dict[str, Any]) -> None:
+    still = dataclasses.replace(MODEL, drop_path_rate=0.0)
+    given = {"model": still, "precision": "float32", "optimizer": "sgd", "learning_rate": 0.1, **fields}
+    whole = train(config(**given), shapes)
+    parts = train(config(micro_batch_size=15, **given), shapes)  # of a batch of 50: the last part is smaller
+    for mine, theirs in zip(weights(whole).values(), weights(parts).values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    for name in ("train_loss", "loss_floor"):
+        assert parts.history[-1][name] == pytest.approx(whole.history[-1][name], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({"model": ViTConfig(patch_size=4, embed_dim=128, num_heads=4), "batch_size": 256}, 32),
+        ({"model": ViTConfig(patch_size=4, embed_dim=128, num_heads=4), "batch_size": 97}, 97),
+        ({"model": ViTConfig(patch_size=4, embed_dim=128, num_heads=4), "batch_size": 16}, 16),
+        ({"model": MODEL, "batch_size": 256}, 256),
+        ({"model": HybridConfig(trunk_width=4, embed_dim=128, num_heads=4), "batch_size": 256}, 256),
+        ({"model": HybridConfig(trunk_width=4), "batch_size": 256, "micro_batch_size": 64}, 64),
+        ({"model": MODEL, "batch_size": 16, "micro_batch_size": 64}, 16),
+    ],
+)
+def test_micro_batches_fit_the_cache_and_leave_batch_norm_alone(
+    shapes: Dataset, fields: dict[str, Any], size: int
+) -> None:
+    assert _Run(config(device="cpu", **fields), shapes).micro_batch_size == size
 
 
 _BEFORE_THE_SCRIPT = """
@@ -323,6 +353,7 @@ def test_a_diverging_loss_stops_with_step_and_config(shapes: Dataset) -> None:
         ({"precision": "fp8"}, "precision must be 'auto', 'bf16' or 'float32'"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
         ({"optimizer": "lion"}, "optimizer must be one of adamw, muon, sgd, got 'lion'"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be a whole number of at least 1, or None, got 0"),
         ({"batch_size": 1, "mixup_alpha": 0.8}, "mix two pictures of a batch: batch_size must be at least 2, got 1"),
         ({"cutmix_alpha": -1.0}, "cutmix_alpha must be at least 0, got -1.0"),
         ({"random_erasing": 1.5}, r"random_erasing must lie in \[0, 1\], got 1.5"),
