@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 install_import_hook("core", "typechecker.checked")
 
@@ -26,12 +28,22 @@ with warnings.catch_warnings():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long ones first, as several files are tested at a time, but the browser's last.
+    """Long ones first, as several files are tested at a time, and the many short ones last."""
+    rooms = ("sweeps", "serve", "browser", "core")
+    items.sort(key=lambda item: next((n for n, room in enumerate(rooms) if room in item.path.parts), len(rooms)))
 
-    The service that they share lives, and takes its part of the machine, until the end.
-    """
-    rooms = ("sweeps", "serve", "core", "browser")
-    items.sort(key=lambda item: next((n for n, room in enumerate(rooms) if room in item.path.parts), 2))
+
+class _ByFileAndService(LoadFileScheduling):
+    """A file's tests go to one worker, and all of the browser's, which share a service."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "browser" if file.startswith("tests/browser/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByFileAndService:
+    """In the place of `--dist loadfile`."""
+    return _ByFileAndService(config, log)
 
 
 @pytest.fixture(autouse=True)
