@@ -12,8 +12,8 @@ class Linear(nn.Linear):
     On the CPU a product with a bias first copies the bias to every row of the result, and then adds to that.
     """
 
-    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        product = F.linear(x, self.weight)
+    def forward(self, input: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        product = F.linear(input, self.weight)
         return product + self.bias.to(product.dtype)
 
 
