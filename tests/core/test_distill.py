@@ -125,6 +125,16 @@ def test_distillation_resumes_bit_identically(shapes: Dataset, teacher: Path, tm
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_micro_batches_take_the_step_of_the_whole_batch(shapes: Dataset, teacher: Path) -> None:
+    fields = {"optimizer": "sgd", "learning_rate": 0.1, "mixup_alpha": 0.8}
+    whole = train(config(teacher, **fields), shapes)
+    parts = train(config(teacher, micro_batch_size=17, **fields), shapes)  # of 60: the last part is smaller
+    for mine, theirs in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    for name in ("train_loss", "loss_floor", "hard_loss", "soft_loss"):
+        assert parts.history[-1][name] == pytest.approx(whole.history[-1][name], rel=1e-4)
+
+
 def test_the_teachers_flops_are_counted_apart_or_within_the_budget(shapes: Dataset, teacher: Path) -> None:
     cost = forward_flops_per_image(checkpoint.load(teacher).model, (3, 32, 32))
     apart = config(teacher, epochs=None, flops=1e9)
