@@ -52,7 +52,7 @@ class ProgressView:
         )
         table.add_column("trial", no_wrap=True)
         table.add_column("state")
-        for heading in ("progress", "GFLOPs", "images", "val accuracy"):
+        for heading in ("progress", "left", "GFLOPs", "images", "val accuracy"):
             table.add_column(heading, justify="right")
         order = {Trial.RUNNING: 0, Trial.ERROR: 1, Trial.TERMINATED: 2, Trial.PAUSED: 3, Trial.PENDING: 4}
         ranked = sorted(trials, key=lambda t: (order.get(t.status, 5), -_accuracy(t.last_result)))
@@ -62,6 +62,7 @@ class ProgressView:
                 trial_name(trial.config),
                 _state(trial),
                 f"{last['progress']:.0%}" if "progress" in last else "",
+                _left(trial),
                 f"{last['train_flops'] / 1e9:,.0f}" if "train_flops" in last else "",
                 f"{last['images_seen']:,}" if "images_seen" in last else "",
                 f"{last['val_accuracy']:.1%}" if last.get("val_accuracy", -1) >= 0 else "",
@@ -79,6 +80,8 @@ class ProgressView:
             line = _state(trial)
             if "progress" in last:
                 line += f" {last['progress']:.0%}, val accuracy {_accuracy(last):.1%}"
+            if left := _left(trial):
+                line += f", about {left} left"
             if trial.status != Trial.PENDING and self._lines.get(trial.trial_id) != line:
                 self._lines[trial.trial_id] = line
                 changed.append(f"{trial_name(trial.config)}: {line}")
@@ -92,6 +95,14 @@ def _state(trial: Trial) -> str:
     if trial.last_result and trial.last_result.get("error"):
         return "failed"
     return {Trial.TERMINATED: "done", Trial.ERROR: "failed"}.get(trial.status, trial.status.lower())
+
+
+def _left(trial: Trial) -> str:
+    """How long a running trial will still take at its speed so far; nothing before its first report."""
+    last = trial.last_result or {}
+    if trial.status != Trial.RUNNING or not last.get("progress"):
+        return ""
+    return format_seconds(last["wall_s"] * (1 / last["progress"] - 1))
 
 
 def _accuracy(last: Mapping[str, Any] | None) -> float:

@@ -1,0 +1,65 @@
+import io
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+from rich.console import Console
+
+from sweeps.progress import ProgressView, format_count, format_seconds
+
+
+def trial(patch_size: int, status: str, **last_result: Any) -> Trial:
+    made = Trial("unused", stub=True, config={"patch_size": patch_size, "seed": 0})
+    made.status = status
+    if last_result:
+        made.update_last_result({"train_flops": 2e12, "images_seen": 4500, **last_result})
+    return made
+
+
+TRIALS = [
+    trial(2, Trial.PENDING),
+    trial(4, Trial.RUNNING),
+    trial(8, Trial.RUNNING, progress=0.25, wall_s=600.0, val_accuracy=0.512),
+    trial(16, Trial.TERMINATED, progress=1.0, wall_s=2400.0, val_accuracy=0.434),
+    trial(32, Trial.TERMINATED, error="the loss is nan"),
+]
+
+
+def shown(trials: list[Trial], *, terminal: bool) -> list[str]:
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal, width=120, color_system=None)
+    with ProgressView(console, total=5) as view:
+        view.show(trials)
+    return written.getvalue().splitlines()
+
+
+def test_a_file_gets_a_line_for_each_trial_that_has_started() -> None:
+    assert shown(TRIALS, terminal=False) == [
+        "[0s, 2/5 done] patch_size=4,seed=0: running",
+        "[0s, 2/5 done] patch_size=8,seed=0: running 25%, val accuracy 51.2%, about 30m00s left",
+        "[0s, 2/5 done] patch_size=16,seed=0: done 100%, val accuracy 43.4%",
+        "[0s, 2/5 done] patch_size=32,seed=0: failed",
+    ]
+
+
+def test_a_terminal_gets_a_table_with_the_running_ones_on_top() -> None:
+    lines = shown(TRIALS, terminal=True)
+    assert any("2 of 5 trials done" in line for line in lines)
+    rows = [line.split() for line in lines if "patch_size=" in line]
+    assert rows[:5] == [
+        ["patch_size=8,seed=0", "running", "25%", "30m00s", "2,000", "4,500", "51.2%"],
+        ["patch_size=4,seed=0", "running"],
+        ["patch_size=16,seed=0", "done", "100%", "2,000", "4,500", "43.4%"],
+        ["patch_size=32,seed=0", "failed", "2,000", "4,500"],
+        ["patch_size=2,seed=0", "pending"],
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.0, "0s"), (59.9, "59s"), (724.0, "12m04s"), (10_920.0, "3h02m")])
+def test_durations(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(999, "999"), (812_000, "812k"), (1_337_000, "1.34M"), (2e9, "2G")])
+def test_counts(number: float, text: str) -> None:
+    assert format_count(number) == text
