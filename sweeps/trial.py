@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import tempfile
 import traceback
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
+import ray
 import torch
 from ray import tune
 
@@ -144,6 +146,8 @@ def run_trial(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> 
 
 def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> None:
     config = settings.recipe.configure(point, data)
+    if config.device == "auto":
+        _check_gpu()
 
     reported = 0
 
@@ -167,6 +171,18 @@ def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> Non
             result = train(config, data, report)
     if not reported:  # it had ended already, and only Tune did not know yet
         report(EpochReport(metrics=result.history[-1], history=result.history, save=result.save))
+
+
+def _check_gpu() -> None:
+    """
+    Raises:
+        RuntimeError: Ray has given this worker a GPU that PyTorch cannot use; hours on the CPU are not what was meant.
+    """
+    if (given := ray.get_gpu_ids()) and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"Ray has given this trial GPU {', '.join(map(str, given))} of {platform.node()}, where PyTorch "
+            f"{torch.__version__} sees none: install a PyTorch that fits the driver, or pass --gpus-per-trial 0"
+        )
 
 
 def _hand_over(metrics: dict[str, Any], folder: str) -> None:

@@ -5,6 +5,8 @@ import re
 import sqlite3
 from pathlib import Path
 
+import pytest
+import torch
 from support import TINY, run
 
 from core import checkpoint
@@ -70,6 +72,15 @@ def test_failing_trials_are_rows_and_the_others_finish(tmp_path: Path) -> None:
     assert re.search("alloc|memory", by_setting.loc[(1e-3, 1e10, 8), "error"])
     assert "7 of 8 trials failed:" in done.stdout
     assert "serve the winner" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch can use the GPU")
+def test_a_trial_whose_gpu_pytorch_cannot_use_fails_and_does_not_train_on_the_cpu(tmp_path: Path) -> None:
+    words = (*TINY, "--vary", "patch_size=8", "--budget", "1e9")
+    done = run(tmp_path, *words, env={"RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'})
+    assert done.returncode == 1, done.stderr
+    assert "has given this trial GPU 0" in done.stdout
+    assert "pass --gpus-per-trial 0" in done.stdout
 
 
 def test_optuna_with_asha_confirms_its_finalists(tmp_path: Path) -> None:
