@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core import pixel_ops
+from core.checks import require_kinds
 
 # Share of the picture that erasing covers, and the shape of the box: the defaults of torchvision's RandomErasing.
 _ERASED_AREA, _ERASED_ASPECT = (0.02, 0.33), (0.3, 3.3)
@@ -37,12 +38,11 @@ class Augmentation:
     cutmix_alpha: float = 0.0
 
     def __post_init__(self) -> None:
+        require_kinds(self)
         if not isinstance(self.crop_padding, int) or self.crop_padding < 0:
             raise ValueError(f"crop_padding must be a whole number of at least 0, got {self.crop_padding!r}")
         if not isinstance(self.flip, bool) and self.flip != "alternating":
             raise ValueError(f"flip must be true, false or 'alternating', got {self.flip!r}")
-        if not isinstance(self.trivial_augment, bool):
-            raise ValueError(f"trivial_augment must be true or false, got {self.trivial_augment!r}")
         for name, high in (("color_jitter", 2), ("random_erasing", 1)):
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must lie in [0, {high}], got {getattr(self, name)}")

@@ -9,6 +9,7 @@ import torch
 from core.augment import Augmentation
 from core.carried import checkpoint_folder
 from core.checkpoint import load
+from core.checks import require_kinds
 from core.flops import forward_flops_per_image, training_flops_per_image
 from core.models import ModelConfig, TransformerConfig, build_model
 from core.optim import OPTIMIZERS, SCHEDULES, flops_per_step
@@ -83,6 +84,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_kinds(self)
         budgets = {name: getattr(self, name) for name in ("flops", "images", "epochs")}
         given = {name: value for name, value in budgets.items() if value is not None}
         if len(given) != 1:
@@ -97,9 +99,10 @@ class TrainConfig:
             value = getattr(self, name)
             whole = value is None or (isinstance(value, int) and value >= 1)
             _require(name, value, whole, "a whole number of at least 1, or None")
+        if self.augmentation.mixes and self.batch_size < 2:
+            raise ValueError("Mixup and CutMix mix two pictures of a batch: batch_size must be at least 2, got 1")
         fits = self.crop_padding < self.model.image_size
         _require("crop_padding", self.crop_padding, fits, f"below the picture's size, {self.model.image_size}")
-        _require("compile", self.compile, self.compile is None or isinstance(self.compile, bool), "true, false or None")
         for name in ("learning_rate", "muon_learning_rate"):
             _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive")
         _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
@@ -110,8 +113,6 @@ class TrainConfig:
         _require("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         known = self.precision in ("auto", "bf16", "float32")
         _require("precision", self.precision, known, "'auto', 'bf16' or 'float32'")
-        if self.augmentation.mixes and self.batch_size < 2:
-            raise ValueError("Mixup and CutMix mix two pictures of a batch: batch_size must be at least 2, got 1")
         self._check_coarse()
         self._check_distillation()
 

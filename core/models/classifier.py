@@ -1,4 +1,4 @@
-"""What all models have in common, and the checks that their configs share."""
+"""What all models have in common."""
 
 from abc import ABC, abstractmethod
 
@@ -27,19 +27,3 @@ class Classifier(nn.Module, ABC):
         Else every convolution turns its weights round at every call.
         """
         return self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def require_whole(config: object, *names: str) -> None:
-    """Refuse a config whose named fields are not whole numbers of at least 1."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def require_one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a config whose named field is none of the allowed words."""
-    value = getattr(config, name)
-    if value not in allowed:
-        words = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
-        raise ValueError(f"{name} must be {words}, got {value!r}")

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.models.classifier import Classifier, require_whole
+from core.checks import require_kinds, require_whole
+from core.models.classifier import Classifier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,7 @@ class ConvNetConfig:
     whiten: bool = True
 
     def __post_init__(self) -> None:
+        require_kinds(self)
         require_whole(self, "image_size", "in_channels", "num_classes", "width", "num_stages")
         if ConvTrunk.grid_size(self.image_size, self.num_stages, whiten=self.whiten) < 1:
             raise ValueError(f"num_stages={self.num_stages} halves {self.image_size} pixels to less than one")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from core.models.classifier import require_one_of, require_whole
+from core.checks import require_kinds, require_one_of, require_whole
 from core.models.convnet import ConvTrunk
 from core.models.resnet import MIN_WIDTH, ResNetTrunk
 from core.models.transformer import TokenClassifier, TransformerConfig
@@ -34,6 +34,7 @@ class HybridConfig(TransformerConfig):
     blocks: str = "explicit"
 
     def __post_init__(self) -> None:
+        require_kinds(self)
         require_whole(self, "image_size", "in_channels", "num_classes", "trunk_width", "trunk_stages")
         require_one_of(self, "trunk", TRUNKS)
         require_one_of(self, "blocks", ("explicit", "encoder", "none"))

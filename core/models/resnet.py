@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.models.classifier import Classifier, require_whole
+from core.checks import require_kinds, require_whole
+from core.models.classifier import Classifier
 
 # On processors with AVX2 PyTorch 2.13 crashes in the backward pass of a 1x1 convolution with stride 2, channels-last in
 # memory, that has fewer input channels.
@@ -32,6 +33,7 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         names = ("image_size", "in_channels", "num_classes", "width", "num_stages", "blocks_per_stage")
+        require_kinds(self)
         require_whole(self, *names)
         if self.width < MIN_WIDTH:
             raise ValueError(f"width must be at least {MIN_WIDTH}, got {self.width}")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from core.models.classifier import Classifier, require_one_of, require_whole
+from core.checks import require_kinds, require_one_of, require_whole
+from core.models.classifier import Classifier
 from core.models.layers import Block, sincos_position_embedding
 
 
@@ -43,6 +44,7 @@ class TransformerConfig:
     patch_drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
+        require_kinds(self)
         require_whole(self, "embed_dim", "depth", "num_heads")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from core.models.classifier import require_whole
+from core.checks import require_whole
 from core.models.layers import PatchEmbed
 from core.models.transformer import TokenClassifier, TransformerConfig
 
