@@ -42,14 +42,18 @@ def pareto_front(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
 def importance(results: SweepResults) -> dict[str, float]:
     """Share of the variance of validation accuracy that each setting explains (fANOVA, Hutter et al., 2014).
 
-    Empty with fewer than two varied settings or eight completed trials: too little to say.
+    What was drawn by its logarithm is weighed by that. Empty with fewer than two varied settings or eight completed
+    trials, or where all are equally good: too little to say.
     """
     done = results.trials.query("status == 'completed'")
     columns = {c: pd.Series(done[c]) for c in (*results.factors, "config/seed")}
+    for name, domain in results.sweep.get("space", {}).items():
+        if domain.get("log") and f"config/{name}" in columns:
+            columns[f"config/{name}"] = np.log10(columns[f"config/{name}"])
     # What is missing is the setting `none`, a choice like the others.
     columns = {c: v.astype(object).where(v.notna(), None) if v.hasnans else v for c, v in columns.items()}
     names = [c for c, values in columns.items() if values.nunique(dropna=False) > 1]
-    if len(names) < 2 or len(done) < 8:
+    if len(names) < 2 or len(done) < 8 or done["val_accuracy"].nunique() < 2:
         return {}
     # scikit-learn comes with it, and takes a second to load.
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
