@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -33,10 +34,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether `torch.compile` has what it needs: a C++ compiler for the CPU, Triton for CUDA."""
+    """Whether `torch.compile` has what it needs: Python's headers and a compiler, and for CUDA Triton too.
+
+    For the CPU the compiler is that of the variable CXX, or else the system's C++ compiler; Triton takes any for C.
+    """
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return False
     if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None
-    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
+        compilers = [os.environ.get("CC") or "gcc", "clang"]
+        return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")) is not None
 
 
 def multiplies_bf16(device: torch.device) -> bool:

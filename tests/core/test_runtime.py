@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from core.runtime import (
+    can_compile,
     describe_machine,
     import_torchvision,
     multiplies_bf16,
@@ -35,6 +36,19 @@ def printed(code: str, **environment: str) -> str:
 def test_devices() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_compiling_needs_a_compiler_and_pythons_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    compiler = tmp_path / "c++"
+    compiler.touch(mode=0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert not can_compile(cpu)
+    (tmp_path / "Python.h").touch()
+    assert can_compile(cpu)
+    compiler.unlink()
+    assert not can_compile(cpu)
 
 
 def test_precisions() -> None:
