@@ -82,11 +82,6 @@ class Resolved:
         """Fields that all trials share."""
         return self.recipe.base
 
-    @property
-    def num_reports(self) -> int:
-        """Evaluations of a trial, at most."""
-        return self.base["reports"] or math.ceil(self.base.get("epochs") or 1)
-
 
 def with_defaults(flags: Flags, sweep: Sweep) -> Flags:
     """The flags with the sweep's own defaults filled in, so that a resumed run needs nothing else."""
@@ -119,6 +114,8 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
     if flags.scheduler == "asha":
         if {overrides.get("schedule"), *varied.get("schedule", ())} - {None, _STOPPABLE}:
             raise UsageError(f"schedule: --scheduler asha stops trials early and trains all with {_STOPPABLE}")
+        if "reports" in varied:
+            raise UsageError("--vary reports: --scheduler asha compares trials at the same report of each")
         forced["schedule"] = _STOPPABLE
     base = {"reports": _REPORTS, **sweep.base, **_budget(flags), **forced}
     bundles = {

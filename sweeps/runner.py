@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from core.data import DataError, Dataset, subset
 from core.readers import load_dataset
+from core.train_config import Plan
 from nodes.growth import has_gpus
 from sweeps import cluster, console, run_folder
 from sweeps.flags import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USAGE, Flags, UsageError, parse
@@ -188,7 +189,7 @@ class Runner:
                 mode="max",
                 num_samples=total,
                 search_alg=search_alg,
-                scheduler=self._scheduler() if stage == SEARCH_STAGE else None,
+                scheduler=scheduler_of(self.flags, self.plans.values()) if stage == SEARCH_STAGE else None,
                 # Without a bound a searcher is asked for one trial at a time.
                 max_concurrent_trials=min(total, cluster.concurrent_trials(self.flags.cpus_per_trial, self.gpus))
                 if searching
@@ -226,14 +227,6 @@ class Runner:
             sampler=optuna.samplers.TPESampler(seed=self.flags.search_seed, constant_liar=True),
         )
 
-    def _scheduler(self) -> Any:
-        if self.flags.scheduler == "none":
-            return None
-        # Counted in our own evaluations, which a resumed trial keeps; Tune's count would start again.
-        return ASHAScheduler(
-            time_attr="epoch", max_t=max(2, self.resolved.num_reports), grace_period=1, reduction_factor=3
-        )
-
     def _confirmation_points(self, records: Sequence[TrialRecord]) -> list[Point]:
         """After Optuna, which trains each setting once: the finalists with the seeds they have not had."""
         seeds = self.flags.seeds or 1
@@ -260,6 +253,15 @@ class Runner:
         finally:  # a figure that cannot be drawn must not keep the results from where they belong
             self.run.publish()
         console.conclude(results, self.sweep.answer, self.run)
+
+
+def scheduler_of(flags: Flags, plans: Iterable[Plan | None]) -> ASHAScheduler | None:
+    """What stops trials early, if the flags ask for it, on the way to the last report of the longest plan."""
+    if flags.scheduler == "none":
+        return None
+    most = max(len(plan.report_steps) for plan in plans if plan)
+    # Counted in our own evaluations, which a resumed trial keeps; Tune's count would start again.
+    return ASHAScheduler(time_attr="epoch", max_t=max(2, most), grace_period=1, reduction_factor=3)
 
 
 def _load_data(flags: Flags) -> Dataset:

@@ -6,6 +6,7 @@ from core.data import Dataset
 from sweeps.flags import Flags, UsageError
 from sweeps.patch_size import SWEEP
 from sweeps.question import plans_by_level, resolve, with_defaults
+from sweeps.runner import scheduler_of
 from sweeps.space import Choice
 
 
@@ -50,6 +51,17 @@ def test_asha_trains_with_a_schedule_that_may_be_stopped() -> None:
     for flags in ({"set": ("schedule=cosine",)}, {"vary": ("schedule=cosine,trapezoid",)}):
         with pytest.raises(UsageError, match="schedule: --scheduler asha stops trials early"):
             resolved(scheduler="asha", **flags)
+    with pytest.raises(UsageError, match="--vary reports: --scheduler asha compares trials at the same report"):
+        resolved(scheduler="asha", vary=("reports=8,16",))
+
+
+def test_asha_lets_the_best_come_to_the_last_report_of_the_longest_plan(shapes: Dataset) -> None:
+    flags = Flags(scheduler="asha", budget=1e12, set=("reports=none",))
+    plans = plans_by_level(SWEEP, resolve(SWEEP, flags), shapes)
+    passes = {level: len(plan.report_steps) for level, plan in plans.items() if plan}
+    assert passes[16] > 100 > passes[2]
+    scheduler = scheduler_of(flags, plans.values())
+    assert scheduler is not None and scheduler._max_t == passes[16]
 
 
 def test_budgets_exclude_each_other() -> None:
