@@ -7,6 +7,7 @@ a cache folder for the next run.
 import io
 import os
 import urllib.error
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", "
 _CIFAR_LABEL_COLUMN = {"cifar10": "label", "cifar100": "fine_label"}
 _CIFAR_NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _CIFAR_SIZE = (32, 32)
+_SPLITS = {"train", "val", "valid", "validation", "test"}
 _SHAPES_TRAIN, _SHAPES_TEST = 20_000, 2_000
 
 
@@ -222,17 +224,21 @@ def _read_folder(root: Path, cache_dir: Path, split_seed: int) -> tuple[str, Pai
         raise DataError(f"{root} is not a folder; --data-root must name one with a sub-folder of pictures a class")
     has_splits = (root / "train").is_dir() and (root / "test").is_dir()
     train_root = root / "train" if has_splits else root
-    class_names = tuple(sorted(p.name for p in train_root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    class_names = _sub_folders(train_root)
+    if "train" in class_names and set(class_names) <= _SPLITS:
+        raise DataError(
+            f"{root} has {' and '.join(class_names)}, which are splits and no classes, and no folder 'test'; give the "
+            "pictures that are held back that name (those to validate on are drawn from 'train')"
+        )
     if len(class_names) < 2:
         raise DataError(f"{train_root} has {len(class_names)} sub-folders; one a class and at least two are needed")
-    train_files = _class_files(train_root, class_names)
+    # One picture of every class to train on, one to validate on, and one to test on.
+    train_files = _class_files(train_root, class_names, at_least=2 if has_splits else 3)
+    test_files = []
     if has_splits:
-        unknown = sorted(p.name for p in (root / "test").iterdir() if p.is_dir() and p.name not in class_names)
-        if unknown:
+        if unknown := sorted(set(_sub_folders(root / "test")) - set(class_names)):
             raise DataError(f"{root / 'test'} has classes that {train_root} lacks: {', '.join(unknown)}")
-        test_files = _class_files(root / "test", class_names)
-    else:
-        test_files = []
+        test_files = _class_files(root / "test", class_names, at_least=1)
 
     def decode() -> Pair:
         train = _decode_files(train_files, class_names)
@@ -245,17 +251,25 @@ def _read_folder(root: Path, cache_dir: Path, split_seed: int) -> tuple[str, Pai
     return f"folder {root.name}", cached(cache_dir, key, [p for p, _ in (*train_files, *test_files)], decode)
 
 
-def _class_files(root: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
+def _sub_folders(root: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+
+
+def _class_files(root: Path, class_names: Sequence[str], at_least: int) -> list[tuple[Path, int]]:
+    """Pictures and their labels; what is hidden, such as the thumbnails of file managers, is passed over."""
     found = [
         (path, label)
         for label, name in enumerate(class_names)
         for path in sorted((root / name).rglob("*"))
         if path.suffix.lower() in _PICTURE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
     ]
-    present = {label for _, label in found}
-    empty = [name for label, name in enumerate(class_names) if label not in present]
-    if empty:
-        raise DataError(f"{root / empty[0]} holds no pictures ({', '.join(_PICTURE_SUFFIXES)})")
+    numbers = Counter(label for _, label in found)
+    for label, name in enumerate(class_names):
+        if numbers[label] < at_least:
+            held = {0: "no pictures", 1: "one picture"}.get(numbers[label], f"{numbers[label]} pictures")
+            needed = f"{', '.join(_PICTURE_SUFFIXES)}; at least {at_least} needed"
+            raise DataError(f"{root / name} holds {held} ({needed})")
     return found
 
 

@@ -208,6 +208,24 @@ def test_an_image_folder_may_bring_its_test_split(tmp_path: Path) -> None:
     assert len(load_dataset("folder", tmp_path).test) == 6
 
 
+def test_what_file_managers_hide_in_an_image_folder_is_passed_over(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", ("cat", "dog"), 10)
+    write_folder(tmp_path / "test", ("cat", "dog"), 3)
+    for split in ("train", "test"):
+        write_folder(tmp_path / split, (".thumbnails",), 1)
+        (tmp_path / split / "cat" / "._0.png").write_bytes(b"no picture")
+    data = load_dataset("folder", tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert (len(data.train) + len(data.val), len(data.test)) == (20, 6)
+
+
+def test_splits_without_a_test_split_are_not_taken_for_classes(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_folder(tmp_path / split, ("cat", "dog"), 10)
+    with pytest.raises(DataError, match="has train and val, which are splits and no classes, and no folder 'test'"):
+        load_dataset("folder", tmp_path)
+
+
 def test_awkward_pictures_of_a_folder_are_read_as_the_service_reads_them(tmp_path: Path) -> None:
     """Training and serving see the same pixels; `size` is that of the upright picture."""
     upright = picture(0, 12)[:8]
@@ -248,6 +266,10 @@ def test_image_folder_faults_are_named(tmp_path: Path) -> None:
     (tmp_path / "bird").mkdir()
     with pytest.raises(DataError, match="bird holds no pictures"):
         load_dataset("folder", tmp_path)
+    (tmp_path / "bird" / "0.png").write_bytes(encode(picture(0)))
+    with pytest.raises(DataError, match=r"bird holds one picture .*at least 3 needed"):
+        load_dataset("folder", tmp_path)
+    (tmp_path / "bird" / "0.png").unlink()
     with pytest.raises(DataError, match="is not a folder"):
         load_dataset("folder", tmp_path / "nowhere")
     with pytest.raises(DataError, match="0 sub-folders"):
