@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
 from optuna.exceptions import OptunaError
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
@@ -42,15 +48,24 @@ class StudyWriter:
     def __init__(self, url: str, name: str, known: Mapping[str, BaseDistribution]) -> None:
         """
         Raises:
-            UsageError: the database cannot be opened.
+            UsageError: the database cannot be opened, or its study of this name had other choices.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._known = dict(known)
         try:
             self._study = optuna.create_study(storage=url, study_name=name, direction="maximize", load_if_exists=True)
-            self._written = {trial.user_attrs.get("trial_id") for trial in self._study.get_trials(deepcopy=False)}
+            written = self._study.get_trials(deepcopy=False)
         except (OptunaError, SQLAlchemyError, ImportError, ValueError) as error:
             raise UsageError(f"the study database {without_passwords(url)} cannot be opened: {error}") from error
+        self._written = {trial.user_attrs.get("trial_id") for trial in written}
+        for parameter, before in ((k, v) for trial in written for k, v in trial.distributions.items() if k in known):
+            try:
+                check_distribution_compatibility(before, known[parameter])
+            except ValueError as error:
+                raise UsageError(
+                    f"the study {name} in {without_passwords(url)} is of a sweep with other choices of {parameter}; "
+                    "give this one another --name"
+                ) from error
 
     def add(self, records: Iterable[TrialRecord]) -> None:
         """Add those that have ended and are not in the study yet. A database that fails is tried again next time."""
