@@ -128,7 +128,8 @@ def concurrent_trials(cpus: int, gpus: float) -> int:
 
     def fitting(resources: Mapping[str, float]) -> int:
         by_cpu = resources.get("CPU", 0) // cpus
-        return int(min(by_cpu, resources.get("GPU", 0) // gpus) if gpus else by_cpu)
+        # What is added lets a fifth of a GPU go into one five times: 1 // 0.2 is 4.
+        return int(min(by_cpu, (resources.get("GPU", 0) + 1e-6) // gpus) if gpus else by_cpu)
 
     now = sum(fitting(node["Resources"]) for node in ray.nodes() if node["Alive"])
     return max(now, _AT_ONCE_WHERE_IT_GROWS if has_autoscaler() else 1)
