@@ -67,9 +67,9 @@ class Flags:
     """Folder for results: local, on NFS, or s3://bucket/folder. Several nodes need one that all of them reach."""
     name: Annotated[str | None, _optional("NAME", "the time of the start")] = None
     """Name of this run's folder, STORAGE/SWEEP/NAME."""
-    resume: Annotated[str | None, _optional("FOLDER|URI", "none")] = None
-    """Go on with a run: its folder, its URI, or `latest`. Other flags stay as they were, but for --address,
-    --data-root, --study-url and --mlflow-url. What held a password must be given again: records keep none."""
+    resume: Annotated[str | None, _optional("NAME|FOLDER|URI", "none")] = None
+    """Go on with a run: its name, folder or URI, or `latest`. It goes on as it began; only --address, --data-root,
+    --study-url and --mlflow-url may be others. What held a password must be given again: records keep none."""
     study_url: Annotated[str | None, _optional("URL", "study.db in the results folder")] = None
     """Database for the Optuna study, such as postgresql://host/db."""
     mlflow_url: Annotated[str | None, _optional("URL", "none")] = None

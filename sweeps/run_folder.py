@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from sweeps.question import Resolved, Sweep, with_defaults
 from sweeps.results import EPOCHS_FILE, SWEEP_FILE, TRIALS_FILE, write_frame, write_json
 from sweeps.storage import download, exists, remove, upload
 from sweeps.trial import copy_checkpoint
+
+# Flags that a resumed run may be given anew: where it finds things, not what it computes.
+_PLACES = ("address", "data_root", "study_url", "mlflow_url")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +59,37 @@ class RunFolder:
         """The winner's checkpoint folder."""
         return self.path / "best"
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other drivers out of this folder, where the file system can (NFS locks no folders).
+
+        Raises:
+            UsageError: one is at work in it.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"another process is at work on {self.path}: wait for it, or end it first") from error
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            os.close(folder)
+
     def open(self, sweep: Sweep, resolved: Resolved, data: Dataset) -> None:
-        """Write what is known before the first trial, and point `latest` here."""
-        self.record.update(
-            base=resolved.base,
-            factor=sweep.factor,
-            bundles=resolved.recipe.bundles,
-            reference=sweep.reference,
-            prototype=sweep.prototype,
-            space={name: dataclasses.asdict(domain) for name, domain in resolved.space.items()},
-            dataset={
+        """Write what is known before the first trial, and point `latest` here.
+
+        Raises:
+            UsageError: a resumed run would compute something else now than when it began.
+        """
+        asked = {
+            "base": resolved.base,
+            "factor": sweep.factor,
+            "bundles": resolved.recipe.bundles,
+            "space": {name: dataclasses.asdict(domain) for name, domain in resolved.space.items()},
+            "dataset": {
                 "name": data.name,
                 "source": data.source,
                 "train": len(data.train),
@@ -71,6 +97,17 @@ class RunFolder:
                 "test": len(data.test),
                 "classes": list(data.class_names),
             },
+        }
+        for name, now in json.loads(json.dumps(asked, default=str)).items():
+            if (before := self.record.get(name, now)) != now:
+                raise UsageError(
+                    f"{self.path} began with another {name} ({_differences(before, now)}), by the code of commit "
+                    f"{self.record['commit']}; go on with that code and data, or start a new run"
+                )
+        self.record.update(
+            **asked,
+            reference=sweep.reference,
+            prototype=sweep.prototype,
             machine=describe_machine(),
             commit=source_commit(),
         )
@@ -213,15 +250,35 @@ def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
                 f"{path} is of another run than {named}: its trials are at {run.storage}; move it away first"
             )
         kept = dataclasses.replace(kept, storage=named.removesuffix(f"/{sweep.name}/{path.name}"))
-    places = ("address", "data_root", "study_url", "mlflow_url")
-    given = {name: getattr(flags, name) for name in places if getattr(flags, name)}
+    _refuse_changes(flags, kept)
+    given = {name: getattr(flags, name) for name in _PLACES if getattr(flags, name)}
     run = dataclasses.replace(run, flags=dataclasses.replace(kept, **given))
-    for name in places:
+    for name in _PLACES:
         if _is_redacted(getattr(run.flags, name)):
             raise UsageError(f"records keep no passwords: give --{name.replace('_', '-')} again, with its own")
     if _is_redacted(run.flags.storage):
         raise UsageError(f"records keep no passwords: resume by the run's URI, {run.storage}, with its own")
     return run
+
+
+def _refuse_changes(flags: Flags, kept: Flags) -> None:
+    """Refuse flags that a resumed run would pass over without a word."""
+    for given in dataclasses.fields(Flags):
+        value = getattr(flags, given.name)
+        if given.name in ("resume", "storage", *_PLACES) or value in (given.default, getattr(kept, given.name)):
+            continue
+        raise UsageError(
+            f"--{given.name.replace('_', '-')}: a resumed run goes on as it began "
+            f"(with {getattr(kept, given.name)!r}); only --{', --'.join(_PLACES).replace('_', '-')} may change"
+        )
+
+
+def _differences(before: Any, now: Any) -> str:
+    """`patch_size: 4 there, 8 here`, for the entries of two mappings that differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"{before} there, {now} here"
+    names = [name for name in (before | now) if before.get(name) != now.get(name)]
+    return ", ".join(f"{name}: {before.get(name)} there, {now.get(name)} here" for name in names)
 
 
 def _kept(value: Any) -> Any:
@@ -234,9 +291,10 @@ def _is_redacted(value: str | None) -> bool:
 
 
 def _find(sweep: Sweep, flags: Flags) -> Path:
-    path = Path(str(flags.resume)).expanduser()
-    if flags.resume == "latest":
-        path = _local_root(flags.storage) / sweep.name / "latest"
+    named = str(flags.resume)
+    path = Path(named).expanduser()
+    if named == "latest" or ("/" not in named and not path.is_dir()):
+        path = _local_root(flags.storage) / sweep.name / named
     if not path.is_dir():
         raise UsageError(f"there is nothing to resume: {path} is not a folder")
     # The run's own name reads better in messages, and stays right when `latest` moves on.

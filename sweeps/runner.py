@@ -57,14 +57,15 @@ def main(sweep: Sweep, flags: Flags) -> int:
     folder: Path | None = None
     try:
         run = run_folder.reopen(sweep, flags) if flags.resume else run_folder.start(sweep, flags)
-        try:
-            runner = Runner(sweep, run, resuming=flags.resume is not None)
-        except BaseException:
-            if not flags.resume:
-                run.discard()
-            raise
-        folder = run.path
-        return runner.execute()
+        with run.held():
+            try:
+                runner = Runner(sweep, run, resuming=flags.resume is not None)
+            except BaseException:
+                if not flags.resume:
+                    run.discard()
+                raise
+            folder = run.path
+            return runner.execute()
     except UsageError as error:
         console.error(str(error))
         return EXIT_USAGE

@@ -1,13 +1,15 @@
-"""The record of a run keeps no passwords, and the run goes on when they are given again."""
+"""A run is found again as it began, by one driver at a time; its record keeps no passwords."""
 
 import dataclasses
 from pathlib import Path
 
 import pytest
 
+from core.data import Dataset, subset
 from sweeps import console, run_folder
 from sweeps.flags import Flags, UsageError
 from sweeps.patch_size import SWEEP
+from sweeps.question import resolve, with_defaults
 
 DATABASE, TRACKING, BUCKET = (
     "postgresql://me:secret@host/db",
@@ -44,6 +46,42 @@ def test_storage_that_needs_a_password_is_named_by_its_uri() -> None:
     assert run_folder.reopen(SWEEP, Flags(resume=f"{BUCKET}/patch_size/a/")).storage == run.storage
     with pytest.raises(UsageError, match="of another run"):
         run_folder.reopen(SWEEP, Flags(resume="s3://KEY:secret@other/sweeps/patch_size/a"))
+
+
+def test_a_resumed_run_is_found_by_name_and_takes_no_other_flags() -> None:
+    run = run_folder.start(SWEEP, Flags(name="a", budget=1e9))
+    assert run_folder.reopen(SWEEP, Flags(resume="a", budget=1e9, seeds=SWEEP.seeds)).path == run.path
+    with pytest.raises(UsageError, match=r"--budget: a resumed run goes on as it began \(with 1000000000.0\)"):
+        run_folder.reopen(SWEEP, Flags(resume="a", budget=2e9))
+    with pytest.raises(UsageError, match=r"--cpus-per-trial: .* only --address, --data-root, --study-url, "):
+        run_folder.reopen(SWEEP, Flags(resume="a", cpus_per_trial=2))
+
+
+def test_one_driver_at_a_time() -> None:
+    run = run_folder.start(SWEEP, Flags(name="a"))
+    again = run_folder.reopen(SWEEP, Flags(resume="a"))
+    with (
+        run.held(),
+        pytest.raises(UsageError, match="another process is at work on results/patch_size/a"),
+        again.held(),
+    ):
+        pass
+    with again.held():
+        pass
+
+
+def test_what_would_compute_something_else_by_now_is_refused(shapes: Dataset) -> None:
+    flags = with_defaults(Flags(name="a", dataset="shapes"), SWEEP)
+    asked = resolve(SWEEP, flags)
+    run_folder.start(SWEEP, flags).open(SWEEP, asked, shapes)
+    run_folder.reopen(SWEEP, Flags(resume="a")).open(SWEEP, asked, shapes)
+    deeper = dataclasses.replace(asked.recipe, base={**asked.base, "depth": 9})
+    changed = {"base": (dataclasses.replace(asked, recipe=deeper), shapes, "depth: None there, 9 here")}
+    fewer = dataclasses.replace(shapes, test=subset(shapes.test, 10))
+    changed["dataset"] = (asked, fewer, f"test: {len(shapes.test)} there, 10 here")
+    for name, (resolved, data, difference) in changed.items():
+        with pytest.raises(UsageError, match=rf"began with another {name} \({difference}\), by the code of commit"):
+            run_folder.reopen(SWEEP, Flags(resume="a")).open(SWEEP, resolved, data)
 
 
 def test_errors_repeat_no_password(capsys: pytest.CaptureFixture[str]) -> None:
