@@ -34,11 +34,22 @@ def distance(level: Level, other: Level) -> str:
     return f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}"
 
 
-def doubt(levels: Sequence[Level], level: Level, other: Level) -> str:
-    """A caveat where the 95% interval of the distance holds zero, or there is none: see `results.differences`."""
+def is_clear(levels: Sequence[Level], level: Level, other: Level) -> bool:
+    """Whether the 95% interval of the distance leaves zero out; not where there is none: see `results.differences`."""
     found = next(one for one in differences(levels, other.value) if one.value == level.value)
-    is_clear = found.low > 0 or found.high < 0
-    return "" if is_clear else f" (chance alone could explain it, n={min(level.n, other.n)})"
+    return found.low > 0 or found.high < 0
+
+
+def by_one_seed(levels: Sequence[Level]) -> bool:
+    """Whether no level has a second seed, so that the caveat goes for every distance and is told once, at the end."""
+    return len(levels) > 1 and all(level.n == 1 for level in levels)
+
+
+def doubt(levels: Sequence[Level], level: Level, other: Level) -> str:
+    """A caveat where chance alone could explain this distance, and not every one: see `by_one_seed`."""
+    if is_clear(levels, level, other) or by_one_seed(levels):
+        return ""
+    return f" (chance alone could explain it, n={min(level.n, other.n)})"
 
 
 def _accuracy(level: Level) -> str:

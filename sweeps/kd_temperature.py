@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.carried import CARRIED
-from sweeps.answer import comparison, doubt, ranking
+from sweeps.answer import comparison, is_clear, ranking
 from sweeps.architecture import ROWS
 from sweeps.question import Sweep
 from sweeps.results import Level
@@ -44,7 +44,7 @@ def answer(levels: Sequence[Level]) -> str:
     sentences = [ranking(levels, "distillation")]
     if distilled:
         best, *others = distilled
-        if alike := [level.value for level in others if doubt(levels, best, level)]:
+        if alike := [level.value for level in others if not is_clear(levels, best, level)]:
             sentences.append(f"No clear difference from {best.value}: {', '.join(alike)}.")
         pairs = [(arm, other) for arm in (best.value, _COUNTED) for other in ("no-teacher", _HYBRID)]
         gains = [comparison(levels, *pair) for pair in pairs]

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from sweeps.answer import by_one_seed
 from sweeps.results import Level, ResultsError, SweepResults, differences, levels, load, merged
 
 Answer = Callable[[Sequence[Level]], str]
@@ -33,7 +34,10 @@ def render(results: SweepResults, answer: Answer) -> None:
 def answer_of(results: SweepResults, answer: Answer) -> str:
     """The sweep's sentence, or the plain statement that there is none."""
     found = levels(results.trials, results.sweep["factor"])
-    return answer(found) if found else "No trial was completed, so there is no answer."
+    if not found:
+        return "No trial was completed, so there is no answer."
+    caveat = " By one seed each: how much of it is chance is not known." if by_one_seed(found) else ""
+    return answer(found) + caveat
 
 
 def summary_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:

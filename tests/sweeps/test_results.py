@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sweeps import block_design, kd_temperature, report
-from sweeps.answer import doubt
+from sweeps.answer import doubt, is_clear
 from sweeps.figures import importance, pareto_front
 from sweeps.patch_size import SWEEP, answer
 from sweeps.report import answer_of, markdown_table, render, summary_rows
@@ -138,6 +139,11 @@ def test_the_answer_names_the_winner_its_lead_and_doubt(tmp_path: Path) -> None:
         "Patch size 4 is best: 55.0 ± 0.0% test accuracy, 0.0 points above patch size 8 "
         "(chance alone could explain it, n=3)."
     )
+    single = example(tmp_path / "single", [record(4, 0, 0.6), record(8, 0, 0.5)])
+    assert answer_of(single, answer) == (
+        "Patch size 4 is best: 55.0% test accuracy, 0.0 points above patch size 8. "
+        "By one seed each: how much of it is chance is not known."
+    )
     nothing = example(tmp_path / "none", [record(4, 0, None, status="failed")])
     assert answer_of(nothing, answer) == "No trial was completed, so there is no answer."
 
@@ -157,8 +163,11 @@ def test_doubt_says_what_the_interval_beside_it_says() -> None:
         (first, *_), (found_one, *_) = found, differences(found, "quiet")
         assert bool(doubt(found, first, found[1])) == (found_one.low <= 0 <= found_one.high)
     assert not doubt([noisy, quiet, alone], noisy, alone)  # the others tell how much seeds vary
-    for one, two in ((alone, level("x", 0.9, math.nan, n=1)), (level("x", 0.9, math.nan, n=1), alone)):
-        assert "n=1" in doubt([one, two], one, two)
+    lone = level("lone", 0.9, math.nan, n=1)
+    for one, two in ((alone, lone), (lone, alone)):
+        assert not is_clear([one, two], one, two)
+        assert not doubt([one, two], one, two)  # it is told once, for all of them
+    assert "n=1" in doubt([noisy, quiet, level("lone", 0.5, math.nan, n=1)], noisy, level("lone", 0.5, math.nan, n=1))
 
 
 def test_answers_name_what_they_compare() -> None:
@@ -241,6 +250,25 @@ def test_none_among_numbers_is_a_setting_of_its_own(tmp_path: Path) -> None:
     records = [record(p, s, gain + 0.01 * s, layer_scale=v) for p in (4, 8) for s in range(2) for v, gain in scales]
     shares = importance(example(tmp_path, records))
     assert shares["layer_scale"] > 0.8
+
+
+def test_what_is_drawn_by_its_logarithm_is_weighed_by_it(tmp_path: Path) -> None:
+    """Nine tenths of the plain range lie above 0.1, where nothing is left to gain."""
+    rng = np.random.default_rng(0)
+    scales, ratios = 10 ** rng.uniform(-4, 0, 40), rng.uniform(1, 4, 40)
+    accuracies = 0.5 + 0.05 * np.log10(np.minimum(scales, 0.05)) + 0.01 * ratios
+    drawn = zip(scales.tolist(), ratios.tolist(), accuracies.tolist(), strict=True)
+    results = example(tmp_path, [record(4, 0, good, layer_scale=a, mlp_ratio=b) for a, b, good in drawn])
+    ranges = {"layer_scale": {"low": 1e-4, "high": 1.0, "log": True}, "mlp_ratio": {"low": 1, "high": 4, "log": False}}
+    shares = importance(dataclasses.replace(results, sweep={**results.sweep, "space": ranges}))
+    assert shares["layer_scale"] > 0.7 > shares["mlp_ratio"]
+
+
+def test_trials_that_are_all_alike_get_their_report(tmp_path: Path) -> None:
+    results = example(tmp_path, [record(p, s, 0.5) for p in (4, 8) for s in range(4)])
+    render(results, answer)
+    assert importance(results) == {}
+    assert not (tmp_path / "figures" / "importance.png").exists()
 
 
 def test_the_pareto_front_holds_what_nothing_cheaper_beats() -> None:
