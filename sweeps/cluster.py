@@ -48,6 +48,11 @@ def connect(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # a submitted job, whose working folder the workers have
         ray.init(runtime_env={"env_vars": _WORKER_ENVIRONMENT}, **quiet)
+    elif address and address.startswith("ray://"):
+        raise UsageError(
+            f"{address} is for Ray Client, under which a sweep could not be watched from here: give HOST:PORT of the "
+            "cluster's head, or submit the sweep as a job"
+        )
     elif address and address != "local":
         try:
             check_reachable(address)

@@ -33,11 +33,17 @@ def render(results: SweepResults, answer: Answer) -> None:
 
 def answer_of(results: SweepResults, answer: Answer) -> str:
     """The sweep's sentence, or the plain statement that there is none."""
-    found = levels(results.trials, results.sweep["factor"])
+    factor = results.sweep["factor"]
+    found = levels(results.trials, factor)
     if not found:
         return "No trial was completed, so there is no answer."
-    caveat = " By one seed each: how much of it is chance is not known." if by_one_seed(found) else ""
-    return answer(found) + caveat
+    text = answer(found)
+    if by_one_seed(found):
+        text += " By one seed each: how much of it is chance is not known."
+    tried = results.trials[f"config/{factor}"].unique()
+    if missing := [str(value) for value in tried if value not in [level.value for level in found]]:
+        text += f" Of {', '.join(sorted(missing, key=lambda one: (len(one), one)))} no trial was completed."
+    return text
 
 
 def summary_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:

@@ -254,12 +254,15 @@ def run(settings: Settings) -> int:
 
 
 def _judge(settings: Settings, labelled: Sequence[Labelled], chosen: Calibration, folder: Path) -> None:
-    """The chosen calibration beside the one that the search started from, on pictures that neither was fitted to."""
+    """The chosen calibration beside the one that the search started from, on pictures that the search did not see.
+
+    The start may have: the demo weights' own was fitted to generated scenes from the same seeds on.
+    """
     scores = {}
     for name, calibration in (("start", settings.load_start()), ("tuned", chosen)):
         answers = settings.load_models(calibration).segment([p.image for p in labelled], [p.prompts for p in labelled])
         scores[name] = dataclasses.asdict(score(labelled, answers))
-    console.say(f"\non {len(labelled)} pictures that nothing was chosen on:")
+    console.say(f"\non {len(labelled)} pictures that the search did not see:")
     console.say(f"{'':10}" + "".join(f"{name:>12}" for name in _EVERY))
     for name, row in scores.items():
         console.say(f"{name:10}" + "".join(f"{row[column]:12.3f}" for column in _EVERY))

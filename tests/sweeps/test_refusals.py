@@ -47,6 +47,10 @@ def test_unreadable_parquet_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert "train-0.parquet cannot be read as parquet" in refused(capsys, dataset="cifar10", data_root=".")
 
 
+def test_an_address_for_ray_client_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "give HOST:PORT of the cluster's head" in refused(capsys, address="ray://127.0.0.1:10001")
+
+
 def test_a_storage_path_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").write_text("")
     message = refused(capsys, storage="file")

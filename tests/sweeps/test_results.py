@@ -133,11 +133,11 @@ def test_levels_hold_mean_and_sample_deviation() -> None:
     assert best.val_std == pytest.approx(0.01)
 
 
-def test_the_answer_names_the_winner_its_lead_and_doubt(tmp_path: Path) -> None:
+def test_the_answer_names_the_winner_its_lead_doubt_and_what_is_missing(tmp_path: Path) -> None:
     results = example(tmp_path)
     assert answer_of(results, answer) == (
         "Patch size 4 is best: 55.0 ± 0.0% test accuracy, 0.0 points above patch size 8 "
-        "(chance alone could explain it, n=3)."
+        "(chance alone could explain it, n=3). Of 2, 16 no trial was completed."
     )
     single = example(tmp_path / "single", [record(4, 0, 0.6), record(8, 0, 0.5)])
     assert answer_of(single, answer) == (
