@@ -369,6 +369,13 @@ def other_types(rng: Random, fields: Fields) -> tuple[str, bytes]:
     return str(rng.choice(kinds)), body
 
 
+def other_charsets(rng: Random, fields: Fields) -> tuple[str, bytes]:
+    """Codecs that are slow, unpack, are none, or hide behind quotes; the last of a name counts."""
+    kinds = ("punycode", '"punycode"', "utf-8; charset=idna", "UTF-8", "us-ascii", "utf-7", "zlib", "", "nonsense")
+    long = [("prompts", b"a" * 20_000 + b"-" + b"b" * 20_000)]
+    return f"multipart/form-data; boundary=b; Charset={rng.choice(kinds)}", form([*fields, *long])
+
+
 def cut_anywhere(rng: Random, fields: Fields) -> tuple[str, bytes]:
     whole = form(fields)
     return "multipart/form-data; boundary=b", whole[: rng.integers(0, len(whole) - 4)]
@@ -429,6 +436,7 @@ FRAMINGS = (
     no_boundary,
     another_boundary,
     other_types,
+    other_charsets,
     cut_anywhere,
     bare_newlines,
     bad_part_headers,

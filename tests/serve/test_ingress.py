@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hostile import form
 from live import assert_problem
 from PIL import Image
 
@@ -174,6 +175,27 @@ def test_too_many_bytes_without_declared_length() -> None:
 )
 def test_a_body_that_is_not_multipart(options: dict[str, Any]) -> None:
     assert_problem(request("POST", "/v1/classify", **options), 415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize(
+    ("charset", "status"),
+    [("punycode", 415), ('"PunyCode"', 415), ("utf-8; charset=utf-16", 415), ("UTF-8", 200), ('"us-ascii"', 200)],
+)
+def test_a_charset_that_python_may_be_slow_to_decode_is_refused_before_the_body_is_read(
+    charset: str, status: int
+) -> None:
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(True)
+        yield form([("image", picture())])
+
+    headers = {"content-type": f"multipart/form-data; boundary=b; Charset={charset}"}
+    response = request("POST", "/v1/classify", content=body(), headers=headers)
+    assert response.status_code == status, response.text
+    if status == 415:
+        assert_problem(response, 415, "unsupported-media-type")
+        assert not read
 
 
 @pytest.mark.parametrize(
