@@ -3,6 +3,7 @@
 import struct
 import zlib
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -31,15 +32,14 @@ _DECODER_ERRORS = (
 # Which Pillow unpacks in Python, at a hundredth of the others' speed.
 _BMP_RUN_LENGTHS = (1, 2)
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# What makes an EXIF orientation upright: T swaps rows and columns, then V turns top to bottom, H left to right.
+_UPRIGHT = {2: "H", 3: "VH", 4: "V", 5: "T", 6: "TH", 7: "TVH", 8: "TV"}
+# Bytes a pixel that `decode` takes at its peak: Pillow's 4 and the result's 3; where that is more, before the result is
+# made, what libjpeg keeps of a file in several scans, at worst four channels, and what libwebp keeps.
+_PEAK_BYTES = {"JPEG": 13, "MPO": 13, "WEBP": 17}
+_USUAL_PEAK_BYTES = 8
+# Pixels that are converted at once.
+_BAND_PIXELS = 2**16
 
 
 class PictureError(ValueError):
@@ -48,6 +48,26 @@ class PictureError(ValueError):
 
 class PictureTooLargeError(PictureError):
     """The picture has more pixels than are allowed."""
+
+
+class Cost(NamedTuple):
+    """What `decode` takes: pixels of its result, and bytes of memory at its peak, the result's among them."""
+
+    pixels: int
+    peak_bytes: int
+
+
+def cost(data: bytes, *, max_pixels: int) -> Cost:
+    """Of decoding a file, by its header; nothing, if `decode` will refuse it."""
+    if has_too_many(data):
+        return Cost(0, 0)
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as picture:
+            pixels = picture.width * picture.height
+            peak_bytes = _PEAK_BYTES.get(picture.format or "", _USUAL_PEAK_BYTES)
+    except Exception:  # Pillow raises all kinds on damaged bytes, and again when `decode` opens them, which names them
+        return Cost(0, 0)
+    return Cost(pixels, pixels * peak_bytes) if pixels <= max_pixels else Cost(0, 0)
 
 
 def decode(data: bytes, *, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -73,7 +93,7 @@ def decode(data: bytes, *, max_pixels: int) -> UInt8[np.ndarray, "height width 3
             if picture.format == "BMP" and picture.info.get("compression") in _BMP_RUN_LENGTHS:
                 raise PictureError("The picture is a compressed BMP, a form that is not read.")
             picture.load()
-            return np.array(_to_rgb(_upright(picture)))
+            return _upright_rgb(picture)
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -110,7 +130,7 @@ def as_rgb(image: object) -> UInt8[np.ndarray, "height width 3"]:
     if isinstance(image, Image.Image):
         try:
             image.load()  # turns a TIFF upright by itself: only what it leaves of the EXIF block is to be applied
-            return np.array(_to_rgb(_upright(image)))
+            return _upright_rgb(image)
         except _DECODER_ERRORS as error:
             raise PictureError("The picture is damaged or cut short.") from error
     if not isinstance(image, np.ndarray):
@@ -146,14 +166,29 @@ def _check_size(picture: Image.Image, max_pixels: int) -> None:
         )
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _upright_rgb(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """Band by band straight to where the pixels belong: a large picture is in memory twice, and never more often."""
+    turns = _turns(picture)
+    height, width = picture.height, picture.width
+    upright = np.empty((width, height, 3) if "T" in turns else (height, width, 3), np.uint8)
+    # The same pixels, in the order of the file.
+    stored = upright[:: -1 if "V" in turns else 1, :: -1 if "H" in turns else 1]
+    if "T" in turns:
+        stored = stored.swapaxes(0, 1)
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        band = picture.crop((0, top, width, min(top + rows, height)))
+        stored[top : top + rows] = np.asarray(_to_rgb(band))
+    return upright
+
+
+def _turns(picture: Image.Image) -> str:
     # Not ImageOps.exif_transpose: it also writes the EXIF block anew, which fails on blocks that are merely untidy.
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
     except _DECODER_ERRORS:
-        return picture  # a photograph with a broken EXIF block is still a photograph
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return picture if method is None else picture.transpose(method)
+        return ""  # a photograph with a broken EXIF block is still a photograph
+    return _UPRIGHT.get(orientation, "") if isinstance(orientation, int) else ""
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

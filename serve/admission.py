@@ -1,5 +1,6 @@
 """Who is let in: at most so many requests at once, and none that cannot be answered in its time."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,19 +57,26 @@ class Admission:
 
 
 class PictureMemory:
-    """Bounds the bytes of decoded pictures in this process: a small file can be a large picture."""
+    """Bounds the bytes of pictures in this process, decoded or at it: a small file can be a large picture."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._held = 0
+        self._changes = threading.Lock()
 
     @contextmanager
     def hold(self, nbytes: int) -> Iterator[None]:
         """Raises Problem if that is more than there is room for; one picture always has room."""
-        if self._held and self._held + nbytes > self._max_bytes:
-            raise Problem(problems.BUSY, "The pictures at work fill the memory meant for them; try again shortly.")
-        self._held += nbytes
+        with self._changes:
+            if self._held and self._held + nbytes > self._max_bytes:
+                raise Problem(problems.BUSY, "The pictures at work fill the memory meant for them; try again shortly.")
+            self._held += nbytes
         try:
             yield
         finally:
-            self._held -= nbytes
+            self.add(-nbytes)
+
+    def add(self, nbytes: int) -> None:
+        """Account for what is there in any case, or is gone."""
+        with self._changes:
+            self._held += nbytes

@@ -8,15 +8,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from core.images import FORMATS, PictureError, decode
-from core.picture_parts import has_too_many
+from core.images import PictureError, cost, decode
 from nodes.passwords import without_passwords
 from serve.batch_input import Input, Item
 from serve.batch_models import Picture
@@ -125,7 +122,7 @@ class PictureReader:
         if isinstance(found, Unusable):
             return found
         image_id, name, data = found
-        room.enter(image_id, _num_pixels(data, self._max_pixels))
+        room.enter(image_id, cost(data, max_pixels=self._max_pixels).pixels)
         try:
             return Picture(image_id=image_id, name=name, image=decode(data, max_pixels=self._max_pixels))
         except PictureError as error:
@@ -171,18 +168,6 @@ class _Room:
         with self._changed:
             self._next = image_id
             self._changed.notify_all()
-
-
-def _num_pixels(data: bytes, max_pixels: int) -> int:
-    """How many `decode` will make of it, by the file's header: none, if it refuses the picture."""
-    if has_too_many(data):
-        return 0
-    try:
-        with Image.open(BytesIO(data), formats=FORMATS) as picture:
-            pixels = picture.width * picture.height
-    except Exception:  # Pillow raises all kinds on damaged bytes, and again when `decode` opens them, which names them
-        return 0
-    return pixels if pixels <= max_pixels else 0
 
 
 def _cells(source: Input, first: Item, count: int) -> Iterator[tuple[bytes | None, str | None]]:

@@ -3,9 +3,9 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Annotated, BinaryIO, TypeVar
@@ -26,7 +26,8 @@ from serve.settings import Settings
 
 # Pictures that are decoded, and answers that are written, at the same time.
 _THREADS = 4
-_MIN_MEMORY = 2**30
+# For pictures that are decoded or being decoded.
+_MAX_BYTES = 2**30
 _FETCH_TIMEOUT_S = 5.0
 _FETCH_PROBLEMS = {
     "forbidden": problems.FORBIDDEN_URL,
@@ -64,13 +65,17 @@ class Pictures:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures")
-        self._memory = PictureMemory(max(_MIN_MEMORY, _THREADS * 3 * settings.max_pixels))
+        self._memory = PictureMemory(_MAX_BYTES)
 
-    async def read(self, form: PictureForm, ticket: Ticket, side: int | None = None) -> Picture:
-        """The form's picture; scaled to a square of this side, if one is given.
+    @asynccontextmanager
+    async def read(self, form: PictureForm, ticket: Ticket, side: int | None = None) -> AsyncIterator[Picture]:
+        """The form's picture, whose memory is accounted for while the block runs.
+
+        Args:
+            side: of a square to scale it to, if one is given.
 
         Raises:
-            Problem: there is not exactly one picture, its URL gives none, or it cannot be read.
+            Problem: there is not exactly one picture, its URL gives none, it cannot be read, or there is no room.
         """
         given = [name for name in ("image", "image_url") if getattr(form, name)]
         if len(given) != 1:
@@ -78,33 +83,42 @@ class Pictures:
             errors = [FieldError(field=name, message=message) for name in given or ("image", "image_url")]
             raise Problem(problems.INVALID_FIELD, f"image, image_url: {message}", errors=errors)
         if form.image is not None:
-            return await self.in_thread(self._decode, form.image.file, side, None)
-        started = time.perf_counter()
-        file = BytesIO(await self._fetch(form.image_url or "", ticket))
-        fetch_ms = 1000 * (time.perf_counter() - started)
-        return await self.in_thread(self._decode, file, side, fetch_ms)
+            file, fetch_ms = form.image.file, None
+        else:
+            started = time.perf_counter()
+            file = BytesIO(await self._fetch(form.image_url or "", ticket))
+            fetch_ms = 1000 * (time.perf_counter() - started)
+        decoding = self._threads.submit(self._decode, file, side, fetch_ms)
+        try:
+            yield await asyncio.wrap_future(decoding)
+        finally:
+            # At once; or when it ends, if the request is given up before: a thread cannot be stopped.
+            decoding.add_done_callback(self._let_go)
 
     async def in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         """Run what takes the CPU."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    def hold(self, picture: Picture) -> AbstractContextManager[None]:
-        """Account for the picture's memory while the block runs. Raises Problem if there is no room for it."""
-        return self._memory.hold(picture.image.nbytes)
-
     def _decode(self, source: BinaryIO, side: int | None, fetch_ms: float | None) -> Picture:
         started = time.perf_counter()
         file = source.read()
+        max_pixels = self._settings.max_pixels
         try:
-            image = images.decode(file, max_pixels=self._settings.max_pixels)
-            if side is not None:
-                image = images.resize(image, side)
+            with self._memory.hold(images.cost(file, max_pixels=max_pixels).peak_bytes):
+                image = images.decode(file, max_pixels=max_pixels)
+                if side is not None:
+                    image = images.resize(image, side)
+                self._memory.add(image.nbytes)
         except PictureTooLargeError as error:
             raise Problem(problems.PICTURE_TOO_LARGE, str(error)) from error
         except PictureError as error:
             raise Problem(problems.UNREADABLE_PICTURE, str(error)) from error
         sha256 = hashlib.sha256(file).hexdigest()
         return Picture(image=image, sha256=sha256, fetch_ms=fetch_ms, decode_ms=1000 * (time.perf_counter() - started))
+
+    def _let_go(self, decoding: Future[Picture]) -> None:
+        if not decoding.cancelled() and decoding.exception() is None:
+            self._memory.add(-decoding.result().image.nbytes)
 
     async def _fetch(self, url: str, ticket: Ticket) -> bytes:
         if not self._settings.allow_urls:

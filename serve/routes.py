@@ -112,9 +112,8 @@ def picture_routes(
         ticket: Annotated[Ticket, Depends(ticket_of)],
     ) -> Classification:
         """The likeliest classes of a picture."""
-        async with _in_time(ticket):
-            # Scaled down here: a photograph of 12 megapixels would be 36 MB between processes, this is a few kB.
-            picture = await pictures.read(form, ticket, image_size)
+        # Scaled down here: a photograph of 12 megapixels would be 36 MB between processes, this is a few kB.
+        async with _in_time(ticket), pictures.read(form, ticket, image_size) as picture:
             try:
                 return await classifier.classify(picture.image, form.top_k)
             except PictureError as error:
@@ -141,26 +140,24 @@ def picture_routes(
         prompts = _checked_prompts(form.prompts, settings.max_prompts)
         options = SegmentOptions(threshold=form.threshold, refine=form.refine, max_instances=form.max_instances)
         drawn = prefers_png(request.headers.get("accept", ""))
-        async with _in_time(ticket):
-            picture = await pictures.read(form, ticket)
-            with pictures.hold(picture):
-                ask = SegmentAsk(
-                    image=picture.image,
-                    key=picture.sha256,
-                    prompts=prompts,
-                    options=options,
-                    heatmaps=form.explain and not drawn,
-                    timeout_s=_time_for_models(ticket.left_s),
-                )
-                try:
-                    answer = await segmenter.segment(ask)
-                except LateError as error:
-                    raise _too_late(ticket) from error
-                if drawn:
-                    png = await pictures.in_thread(overlay, picture.image, answer.results)
-                    return Response(png, media_type="image/png")
-                body = await pictures.in_thread(_written, form, picture, answer, model, ticket)
-                return Response(body, media_type="application/json")
+        async with _in_time(ticket), pictures.read(form, ticket) as picture:
+            ask = SegmentAsk(
+                image=picture.image,
+                key=picture.sha256,
+                prompts=prompts,
+                options=options,
+                heatmaps=form.explain and not drawn,
+                timeout_s=_time_for_models(ticket.left_s),
+            )
+            try:
+                answer = await segmenter.segment(ask)
+            except LateError as error:
+                raise _too_late(ticket) from error
+            if drawn:
+                png = await pictures.in_thread(overlay, picture.image, answer.results)
+                return Response(png, media_type="image/png")
+            body = await pictures.in_thread(_written, form, picture, answer, model, ticket)
+            return Response(body, media_type="application/json")
 
     return router
 

@@ -1,15 +1,19 @@
 """Awkward pictures: each is either read as a person sees it or refused with a sentence."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from core.images import PictureError, PictureTooLargeError, as_rgb, decode, resize
+from core.images import PictureError, PictureTooLargeError, as_rgb, cost, decode, resize
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -111,6 +115,86 @@ def test_of_an_animation_the_first_frame_is_read(picture_format: str) -> None:
     options = {"lossless": True} if picture_format == "WEBP" else {}
     image = read(encode(frames[0], picture_format, save_all=True, append_images=frames[1:], **options))
     assert tuple(image[0, 0]) == RED
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_bands_do_not_show(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    if mode == "I;16":
+        picture = Image.fromarray(random.integers(0, 65536, (23, 17), np.uint16))
+    else:
+        picture = Image.fromarray(random.integers(0, 256, (23, 17, 4), np.uint8))
+        picture = picture if mode == "RGBA" else picture.convert("LA" if mode == "LA" else "RGB").convert(mode)
+    options = {"transparency": bytes(range(256))} if mode == "P" else {}
+    for orientation in (1, 6, 7):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encode(picture, "JPEG" if mode == "CMYK" else "PNG", exif=exif, **options)
+        whole = read(data)
+        with monkeypatch.context() as patch:
+            patch.setattr("core.images._BAND_PIXELS", 70)
+            assert np.array_equal(read(data), whole)
+
+
+# How far the memory of a process rises while it decodes, in bytes a pixel, beside what is announced.
+_MEASURE_PEAKS = """
+import io, sys
+from pathlib import Path
+from PIL import Image
+from core.images import cost, decode
+
+def memory(kind):
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    return 1024 * int(line.split()[1])
+
+def save(picture, *words, **options):
+    file = io.BytesIO()
+    picture.save(file, *words, exif=exif, **options)
+    return file.getvalue()
+
+side, exif = 1600, Image.Exif()
+exif[0x0112] = 6
+rgb, clear = Image.effect_noise((side, side), 50).convert("RGB"), Image.new("RGBA", (side, side))
+files = {
+    "JPEG": save(rgb, "JPEG"),
+    "JPEG in scans": save(rgb.convert("CMYK"), "JPEG", progressive=True, subsampling=0),
+    "MPO": save(rgb, "MPO", save_all=True, append_images=[rgb]),
+    "PNG": save(clear, "PNG", compress_level=1),
+    "grey PNG": save(clear.convert("LA"), "PNG", compress_level=1),
+    "WebP": save(rgb, "WEBP", method=0),
+    "lossless WebP": save(clear, "WEBP", lossless=True, method=0),
+}
+for name, data in files.items():
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    decode(data, max_pixels=side**2)
+    peak = memory("VmHWM") - before
+    print(name, round(peak / side**2, 1), cost(data, max_pixels=side**2).peak_bytes / side**2, sep=",")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_decoding_is_as_announced() -> None:
+    # What is freed goes back to the system at once, or the next picture would find it there.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    run = subprocess.run(
+        [sys.executable, "-c", _MEASURE_PEAKS],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for line in run.stdout.splitlines():
+        _, peak, announced = line.split(",")
+        assert 3 < float(peak) <= float(announced) <= 17, line
+    assert len(run.stdout.splitlines()) == 7
+
+
+def test_what_will_be_refused_costs_nothing() -> None:
+    assert cost(png_header(10, 10), max_pixels=100).pixels == 100
+    for data in (b"", b"%PDF-1.7", png_header(10, 11)):
+        assert cost(data, max_pixels=100) == (0, 0)
 
 
 def test_too_many_pixels_are_refused_before_decoding() -> None:

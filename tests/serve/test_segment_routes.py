@@ -399,6 +399,31 @@ def test_the_memory_of_pictures_is_bounded() -> None:
         pass
 
 
+def test_a_picture_is_decoded_only_where_there_is_room(
+    port: Port, card: SegmenterCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.pictures._MAX_BYTES", 100_000)
+    client, meanwhile = Client(port, card), []
+    large, small = (png(np.zeros((side, side, 3), np.uint8)) for side in (100, 20))
+
+    async def others() -> None:
+        port.before = None
+        transport = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
+            form = {"files": {"image": large}}
+            meanwhile.append(await other.post("/v1/classify", **form))
+            meanwhile.append(await other.post("/v1/segment", **form, data={"prompts": "star"}))
+            form = {"files": {"image": small}}
+            meanwhile.append(await other.post("/v1/segment", **form, data={"prompts": "star"}))
+
+    port.before = others
+    found(client.segment(large, ["star"]))  # 80,000 bytes while it is decoded, then 30,000
+    for response in meanwhile[:2]:
+        assert_problem(response, 503, "busy")
+    assert meanwhile[2].status_code == 200
+    found(client.segment(large, ["star"]))
+
+
 def test_request_ids_are_taken_over_if_they_are_sane(client: Client) -> None:
     for sent, kept in (("order-66", True), ("x" * 200, False), ("a b", False), ('"},{"', False)):
         response = client.segment(b"no picture", ["star"], headers={"X-Request-ID": sent})
