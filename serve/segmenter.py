@@ -138,7 +138,8 @@ class _InLanes:
         with self._hears:
             self._answered[place] = (answer, call)
             done = [one for one in self._answered if one is not None]
-        if len(done) == len(self._answered) and not self._future.done():
+            is_complete = len(done) == len(self._answered)
+        if is_complete and not self._future.done():
             self._step(self._work.resume, [one for one, _ in done], [call for _, call in done])
 
     def _is_wanted(self) -> bool:

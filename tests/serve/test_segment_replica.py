@@ -15,7 +15,7 @@ from core.segment.pipeline import Segmenter as InProcess
 from core.segment.results import PromptResult
 from serve.feature_cache import FeatureCache
 from serve.ports import LateError, SegmentAnswer, SegmentAsk
-from serve.segmenter import Segmenter
+from serve.segmenter import Segmenter, _InLanes
 from serve.settings import Settings
 from serve.stages import ClipSegStage, Conductor
 
@@ -204,6 +204,33 @@ def test_what_is_cancelled_is_not_worked_on(counted: Counted, scenes: list[Label
     asyncio.run(give_up())
     counted.results(ask(scenes[0]))  # queued behind it
     assert counted.encoded == []
+
+
+def test_of_two_lanes_that_answer_the_last_questions_together_one_goes_on() -> None:
+    resumed = []
+
+    def resume(answers: list[Any], calls: list[Any]) -> None:
+        resumed.append(answers)
+        work.asked = ["the only one of the next step"]
+
+    work: Any = SimpleNamespace(start=lambda: None, resume=resume, asked=["one", "two"], answer=None, kind="", order=0)
+    batcher: Any = SimpleNamespace(put=lambda items: None)
+    future: Any = SimpleNamespace(done=lambda: False)
+    lanes: Any = _InLanes(work, batcher, SimpleNamespace(), future)
+
+    class Overtaken:
+        """A lock that the other lane takes, and has answered, as soon as the first lets go of it."""
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *error: object) -> None:
+            lanes._hears = threading.Lock()
+            lanes._hear(1, "second", None)
+
+    lanes.start()
+    lanes._hears = Overtaken()
+    lanes._hear(0, "first", None)
+    assert resumed == [["first", "second"]]
 
 
 def test_the_health_check_finds_a_model_that_is_broken() -> None:
