@@ -15,9 +15,9 @@ from serve.settings import Settings, StartError
 from serve.start_checks import check_machine, is_local_run
 
 API_KEYS = "PATCHWORK_API_KEYS"
-# More than the ingress lets in, so that the refusal is its own, in our form; what this limit holds back waits in
-# Serve's proxy.
-_INGRESS_ONGOING_REQUESTS = 1000
+# An ingress replica's, beside what its two routes may have in hand; what this limit holds back waits in Serve's proxy,
+# and is to be refused by the ingress, in our form.
+_MORE_ONGOING_REQUESTS = 1000
 # Shares of a core and of a GPU for what takes milliseconds: one core, or one GPU, is enough to start.
 _SMALL_CPUS, _SMALL_GPUS = 0.25, 0.1
 _MAX_CPUS = 8
@@ -95,7 +95,7 @@ def build(settings: Settings) -> Application:
         classifier = Classifier.options(**_resources(settings, **for_classifier)).bind(settings)
     segmenter = _segmenter(settings, plan, models.segmenter)
     return Ingress.options(
-        max_ongoing_requests=_INGRESS_ONGOING_REQUESTS,
+        max_ongoing_requests=2 * settings.max_in_hand + _MORE_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": 0} if classifier else for_classifier,
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,

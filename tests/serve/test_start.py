@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,12 @@ def test_what_is_wrong_is_named(
 def test_a_cluster_may_have_the_gpus_that_the_machine_of_the_start_lacks(checkpoint_folder: Path) -> None:
     assert not torch.cuda.is_available()
     build(Settings(classifier=checkpoint_folder, device="cuda"))
+
+
+def test_serve_lets_more_through_to_the_ingress_than_it_takes(checkpoint_folder: Path) -> None:
+    settings = Settings(classifier=checkpoint_folder, max_queued=5000)
+    ingress: Any = build(settings)._bound_deployment
+    assert ingress.max_ongoing_requests > 2 * settings.max_in_hand
 
 
 def test_a_key_that_nobody_should_use(checkpoint_folder: Path) -> None:
