@@ -12,7 +12,7 @@ from serve.ingress import Ingress
 from serve.ports import SegmenterCard
 from serve.run_command import end_well
 from serve.settings import Settings, StartError
-from serve.start_checks import check_machine, is_local_run
+from serve.start_checks import check_machine, count_cpus, is_local_run
 
 API_KEYS = "PATCHWORK_API_KEYS"
 # An ingress replica's, beside what its two routes may have in hand; what this limit holds back waits in Serve's proxy,
@@ -51,7 +51,7 @@ class _Plan:
     @classmethod
     def of(cls, settings: Settings) -> "_Plan":
         stages = 2 if settings.stages == "apart" else 1
-        cores = min(os.cpu_count() or 1, _MAX_CPUS)
+        cores = min(count_cpus(), _MAX_CPUS)
         on_gpu = settings.device == "cuda"
         return cls(
             classifier_in_ingress=settings.stages == "together" and (settings.max_replicas or settings.replicas) == 1,

@@ -31,7 +31,7 @@ def check_machine(*, num_cpus: float, num_gpus: float, num_bytes: int, num_proce
     if not is_local_run():
         return
     _check_port()
-    cpus = os.cpu_count() or 1
+    cpus = count_cpus()
     if num_cpus > cpus:
         raise StartError(
             f"the replicas need {num_cpus:g} CPUs, this machine has {cpus}; lower replicas or cpus_per_replica"
@@ -50,6 +50,13 @@ def check_machine(*, num_cpus: float, num_gpus: float, num_bytes: int, num_proce
             f"the models need about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free; lower "
             "cache_mb or replicas, or take a smaller preset"
         )
+
+
+def count_cpus() -> int:
+    """Of this machine, or its container, as Ray counts them when it starts."""
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus(override_docker_cpu_warning=True))
 
 
 def is_local_run() -> bool:
@@ -71,7 +78,11 @@ def _free_memory() -> int | None:
         return None
     with contextlib.suppress(OSError, ValueError):  # "max" if there is no limit
         limit = int((_CGROUP / "memory.max").read_text())
-        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
+        used = int((_CGROUP / "memory.current").read_text())
+        kinds = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # Files that were read count as used, and make way for what needs the memory.
+        used -= int(kinds.get("inactive_file", 0)) + int(kinds.get("active_file", 0))
+        free = min(free, limit - used)
     return max(free, 0)
 
 

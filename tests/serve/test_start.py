@@ -16,8 +16,9 @@ from live import RAY_ENVIRONMENT
 from ray.serve.scripts import cli
 
 from core.carried import CARRIED_CLASSIFIER
-from serve.app import build
-from serve.settings import Settings
+from serve.app import _Plan, build
+from serve.settings import Settings, StartError
+from serve.start_checks import _free_memory, check_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,6 +85,30 @@ def test_a_copy_without_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr("serve.app.CARRIED_CLASSIFIER", missing)
     assert "lacks the weights that it should carry" in sentence(serve_run(f"classifier={missing}"))
     assert CARRIED_CLASSIFIER.parts[-3:] == ("core", "weights", "cifar10")
+
+
+def test_the_cpus_of_a_container_are_counted_as_ray_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 3.0)
+    monkeypatch.delenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", raising=False)
+    assert _Plan.of(Settings()).threads == 3
+    monkeypatch.setattr("serve.start_checks.is_local_run", lambda: True)
+    monkeypatch.setattr("serve.start_checks._check_port", lambda: None)
+    with pytest.raises(StartError, match="need 4 CPUs, this machine has 3"):
+        check_machine(num_cpus=4, num_gpus=0, num_bytes=0, num_processes=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_files_that_were_read_leave_the_memory_of_a_container_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("serve.start_checks._CGROUP", tmp_path)
+    for name, text in {
+        "memory.max": "10000\n",
+        "memory.current": "9000\n",
+        "memory.stat": "anon 1000\nfile 8000\ninactive_file 5000\nactive_file 2000\nshmem 1000\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert _free_memory() == 8000
 
 
 @pytest.fixture
