@@ -1,3 +1,4 @@
+import tracemalloc
 from io import BytesIO
 
 import numpy as np
@@ -47,6 +48,36 @@ def test_rle_is_read_by_pycocotools(mask: np.ndarray) -> None:
     np.testing.assert_array_equal(coco.decode(encoded), mask)
 
 
+def test_rle_is_that_of_the_whole_picture() -> None:
+    random = np.random.default_rng(0)
+    whole = np.ones((6, 8), bool)
+    masks = [whole, ~whole, np.zeros((0, 0), bool), whole[:, :0]]
+    for _ in range(300):
+        height, width = random.integers(1, 12, 2)
+        mask = np.zeros((height, width), bool)
+        top, bottom = sorted(random.integers(0, height + 1, 2))
+        left, right = sorted(random.integers(0, width + 1, 2))
+        if random.integers(3) == 0:
+            top, bottom = 0, height
+        mask[top:bottom, left:right] = random.random((bottom - top, right - left)) < random.choice([0.3, 0.8, 1])
+        masks.append(mask)
+    for mask in masks:
+        expected = coco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+        for cropped in (CroppedMask.from_full(mask), CroppedMask(mask, 0, 0, (mask.shape[0], mask.shape[1]))):
+            assert cropped.rle() == {"size": list(mask.shape), "counts": expected}
+
+
+def test_rle_of_a_small_mask_takes_no_pass_over_a_large_picture(mask: np.ndarray) -> None:
+    small = CroppedMask.from_full(mask)
+    large = CroppedMask(small.bits, 4_000, 3_000, (6_000, 6_500))
+    tracemalloc.start()
+    encoded = large.rle()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert coco.area(encoded) == small.area
+    assert peak < 1_000_000
+
+
 def test_polygons_enclose_the_mask(mask: np.ndarray) -> None:
     two_parts = mask | np.roll(mask, 25, axis=1) & (np.arange(60) > 42)
     polygons = CroppedMask.from_full(two_parts).polygons(tolerance=0.5)
@@ -63,5 +94,6 @@ def test_a_polygon_leaves_out_holes() -> None:
 
 
 def test_png_holds_the_mask(mask: np.ndarray) -> None:
-    picture = np.array(Image.open(BytesIO(CroppedMask.from_full(mask).png())))
-    np.testing.assert_array_equal(picture, mask * 255)
+    png = CroppedMask.from_full(mask).png()
+    np.testing.assert_array_equal(np.array(Image.open(BytesIO(png))), mask * 255)
+    assert b"IDAT\x78\x01" in png  # by zlib's fastest level: there may be a hundred of forty megapixels
