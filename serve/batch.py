@@ -128,6 +128,7 @@ def _do_shards(flags: Flags, job: Job, task: Task, source: Input, pending: list[
             max_pixels=flags.max_pixels,
             batch_size=flags.batch_size,
             threads=workers.cpus,
+            device="cuda" if workers.gpus else "cpu",
         )
         with ProgressLine(total=job.num_pictures, done=done) as progress:
             for shard in _stream(work, pending, workers):

@@ -80,10 +80,9 @@ def plan_workers(flags: Flags, num_shards: int) -> Workers:
         gpus = float(has_gpus())
 
     def room(cpus: int) -> int:
-        return sum(
-            int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else node.get("CPU", 0) // cpus))
-            for node in nodes
-        )
+        asked = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+        # A little more than the quotient: 1 / 0.2 is five workers, though 0.2 is a little more than a fifth.
+        return sum(min(int(node.get(kind, 0) / share + 1e-9) for kind, share in asked.items()) for node in nodes)
 
     if not room(cpus) and can_grow_by({"CPU": cpus, "GPU": gpus}) is False:
         raise UsageError(

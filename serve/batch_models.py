@@ -94,7 +94,7 @@ class Segmentation:
 
     schema = SEGMENT_SCHEMA
 
-    def load(self, device: str = "auto") -> Segmenter:
+    def load(self, device: str) -> Segmenter:
         """The models.
 
         Raises:
@@ -148,7 +148,7 @@ class Classification:
 
     schema = CLASSIFY_SCHEMA
 
-    def load(self, device: str = "auto") -> ImageClassifier:
+    def load(self, device: str) -> ImageClassifier:
         """The model.
 
         Raises:

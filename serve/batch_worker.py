@@ -1,6 +1,7 @@
 """The worker of a batch job, an actor of Ray Data: shards in, files out, and what it did as a row."""
 
 import json
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class JobStopped(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """All that a worker must know. run: a name of this run of the job alone."""
+    """All that a worker must know. run: a name of this run of the job alone. device: `cuda` where it is given a GPU."""
 
     task: Task
     source: Input
@@ -49,6 +50,7 @@ class Work:
     max_pixels: int
     batch_size: int
     threads: int
+    device: str
 
 
 @dataclass(kw_only=True)
@@ -67,7 +69,8 @@ class ShardWorker:
         torch.set_num_threads(work.threads)
         bound_kernel_caches()
         self._work = work
-        self._model: Any = work.task.load()
+        self._has_device = work.device != "cuda" or torch.cuda.is_available()
+        self._model: Any = work.task.load(work.device) if self._has_device else None
         self._reader = PictureReader(
             work.source,
             max_pixels=work.max_pixels,
@@ -92,6 +95,11 @@ class ShardWorker:
 
     def _finish(self, shard: int) -> dict[str, int]:
         work = self._work
+        if not self._has_device:  # hours on the CPU are not what was meant
+            raise JobStopped(
+                f"a worker has been given a GPU of {platform.node()}, where PyTorch {torch.__version__} sees none: "
+                "install a PyTorch that fits the driver, or pass --gpus-per-worker 0"
+            )
         note = attempts_file(work.run, shard)
         attempts = self._note_attempt(note)
         items = read_shard(work.store, shard)

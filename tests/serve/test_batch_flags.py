@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nodes.passwords import without_passwords
+from serve.batch_cluster import plan_workers
 from serve.batch_flags import Flags, UsageError, command_line
 
 
@@ -95,3 +96,9 @@ def test_passwords_in_urls_are_neither_shown_nor_kept(url: str, expected: str, m
     assert without_passwords(f"there is no {url!r} or {url}") == f"there is no {expected!r} or {expected}"
     monkeypatch.setattr("sys.argv", ["batch.py", url, f"--output={url}"])
     assert shlex.split(command_line())[2:] == [expected, f"--output={expected}"]
+
+
+def test_shares_of_a_gpu_are_all_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}] * 2)
+    asked = flags(prompt=("star",), gpus_per_worker=0.2, cpus_per_worker=1)
+    assert plan_workers(asked, num_shards=100).number == 10

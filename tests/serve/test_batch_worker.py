@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class Run:
             max_pixels=MAX_PIXELS,
             batch_size=BATCH_SIZE,
             threads=1,
+            device="cpu",
         )
 
     def do(self) -> list[dict[str, Any]]:
@@ -339,6 +341,28 @@ def test_a_picture_over_which_workers_died_twice_is_left_out(tmp_path: Path) -> 
     assert run.errors == {"002.png": "It ended the worker's process 2 times."}
     assert run.results["image_id"].unique().tolist() == [1, 2, 4]
     assert not run.job.store.exists(note)
+
+
+def test_a_gpu_that_pytorch_does_not_see_stops_the_job(
+    classify: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    write_scenes(tmp_path / "in", 1, side=64)
+    run = Run(classify, tmp_path / "in", tmp_path / "out")
+    run.work = replace(run.work, device="cuda")
+    (done,) = run.do()
+    assert "has been given a GPU" in done["stopped"] and "--gpus-per-worker 0" in done["stopped"]
+    assert run.job.done() == set()
+
+
+def test_a_worker_without_a_gpu_leaves_those_of_its_machine_alone(
+    classify: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(tmp_path / "in", 1, side=64)
+    run = Run(classify, tmp_path / "in", tmp_path / "out")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    (done,) = run.do()
+    assert done["stopped"] is None and run.job.done() == {0}
 
 
 def test_pictures_of_odd_shapes_are_answered_or_reported(tmp_path: Path) -> None:
