@@ -14,18 +14,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from core.segment.calibration import Calibration
 from serve.batch_cluster import Workers, connect, plan_workers
 from serve.batch_finish import finish, is_finished
 from serve.batch_flags import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Flags, UsageError, parse
-from serve.batch_input import Input, find_input
+from serve.batch_input import Input, find_input, without_output
 from serve.batch_job import RESULTS, Job, open_job
 from serve.batch_models import Classification, Segmentation, Task
 from serve.batch_progress import ProgressLine, error, say
-from serve.batch_storage import Store, is_local
+from serve.batch_storage import Store
 from serve.batch_worker import JobStopped, ShardWorker, Work
 
 
@@ -60,10 +59,7 @@ def _prepare(flags: Flags) -> tuple[Job, Task, Input]:
         flags.input, recursive=flags.recursive, image_column=flags.image_column, id_column=flags.id_column
     )
     store = Store.at(flags.output)
-    if is_local(source.fs) and is_local(store.fs) and source.files is None:
-        inside = Path(store.root).resolve().is_relative_to(Path(source.root).resolve())
-        if inside and flags.recursive:
-            raise UsageError(f"the output {store.shown()} lies within the input {source.root}; give another --output")
+    source = without_output(source, store)
     try:
         model: Any = task.load("cpu")  # workers load it again, where they are; a mistake is known here at once
     except ValueError as problem:

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from fsspec import AbstractFileSystem
 
 from core.images import FORMATS
 from serve.batch_flags import UsageError
-from serve.batch_storage import is_local, resolve
+from serve.batch_storage import Store, is_local, is_same, resolve
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _SMALLEST_SHARD, _USUAL_SHARD, _LARGEST_SHARD = 4, 32, 1024
@@ -184,6 +184,28 @@ def find_input(url: str, *, recursive: bool = True, image_column: str = "image",
     if not entries:
         raise UsageError(f"nothing matches {url}")
     return found(root or "/", tuple(entries))
+
+
+def without_output(source: Input, store: Store) -> Input:
+    """The input but for what the job writes: found the next time, it would pass for a change of the input.
+
+    Raises:
+        UsageError: the output is in a folder that is read whole.
+    """
+    if not is_same(source.fs, store.fs):
+        return source
+    root, output = source.root, store.root
+    if is_local(source.fs):
+        root, output = (os.fspath(Path(path).resolve()) for path in (root, output))
+    root, output = (f"{path.strip('/')}/".lstrip("/") for path in (root, output))
+    if not output.startswith(root):
+        return source
+    if source.files is not None:
+        within = output.removeprefix(root)
+        return replace(source, files=tuple(entry for entry in source.files if not entry.name.startswith(within)))
+    if source.recursive:
+        raise UsageError(f"the output {store.shown()} lies within the input {source.url}; give another --output")
+    return source
 
 
 def cut(groups: Iterator[list[Item]], shard_size: int | None) -> Iterator[list[Item]]:

@@ -51,6 +51,13 @@ def is_local(fs: AbstractFileSystem) -> bool:
     return isinstance(fs, LocalFileSystem)
 
 
+def is_same(one: AbstractFileSystem, other: AbstractFileSystem) -> bool:
+    """Whether a path on the one leads to the same file on the other."""
+    if isinstance(one, ArrowFSWrapper) and isinstance(other, ArrowFSWrapper):
+        return one.fs == other.fs  # the wrappers differ in any case
+    return one == other
+
+
 def _is_object_store(fs: AbstractFileSystem) -> bool:
     """Whether a file needs no folder to be in: there are none, and making one costs two requests a level."""
     return isinstance(fs, ArrowFSWrapper)

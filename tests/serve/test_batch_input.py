@@ -14,7 +14,8 @@ import pytest
 from batch_support import scene_png, write_hub_parquet
 
 from serve.batch_flags import UsageError
-from serve.batch_input import Item, cut, find_input, why_empty
+from serve.batch_input import Item, cut, find_input, why_empty, without_output
+from serve.batch_storage import Store, is_same, resolve
 
 
 def names(url: str | Path, **how: bool) -> list[str]:
@@ -77,6 +78,33 @@ def test_a_glob_takes_what_it_matches_and_one_file_is_a_listing(folder: Path) ->
     assert names(root / "b" / "*") == ["10.jpeg", "2.PNG", "table.csv"]
     assert names(root / "**" / "2.*") == ["a/deep/2.png", "b/2.PNG"]
     assert names(root / "z.webp") == ["z.webp"]
+
+
+@pytest.mark.parametrize("place", ["{}", "memory://{}"])
+def test_what_a_job_writes_is_no_input_of_its_next_run(folder: Path, place: str) -> None:
+    root = place.format(folder.rename(folder.with_name("plain")))
+    fs, path = resolve(root)
+    for name in ("b/2.png", "b/out/overlays/part-000000/2.jpg", "b/out-of-this/3.png"):
+        fs.makedirs(f"{path}/{name}".rpartition("/")[0], exist_ok=True)
+        fs.pipe_file(f"{path}/{name}", b"-")
+    output = Store.at(f"{root}/b/out")
+
+    def listed(url: str, **how: bool) -> set[str]:
+        return {os.fsdecode(i.path) for g in without_output(find_input(url, **how), output).groups() for i in g}
+
+    assert "overlays" not in " ".join(listed(f"{root}/**/*.*g")) and "out-of-this/3.png" in listed(f"{root}/b/**/*.*g")
+    assert "2.png" in listed(f"{root}/b", recursive=False)
+    with pytest.raises(UsageError, match="lies within the input"):
+        listed(f"{root}/b")
+    assert listed(f"{root}/b/out-of-this") == {"3.png"}
+
+
+def test_an_object_store_is_known_again() -> None:
+    one, same, other = (
+        resolve(f"s3://key:word@bucket/{name}?region=eu-west-1&endpoint_override={host}:9")[0]
+        for name, host in (("a", "here"), ("b", "here"), ("a", "there"))
+    )
+    assert is_same(one, same) and not is_same(one, other) and not is_same(one, resolve("/bucket")[0])
 
 
 def test_parquet_keeps_row_groups_together_and_cuts_large_ones(tmp_path: Path) -> None:
