@@ -170,20 +170,26 @@ def find_input(url: str, *, recursive: bool = True, image_column: str = "image",
             return found(path, None)
         if kind is not None:
             root, _, name = path.rpartition("/")
-            return found(root or "/", (_Entry(name, False, int(fs.info(path)["size"])),))
+            entry = _local_entry(Path(path), name) if is_local(fs) else _Entry(name, False, int(fs.info(path)["size"]))
+            if entry is None:
+                raise UsageError(f"{url} is neither a file nor a folder")
+            return found(root or "/", (entry,))
         if not _GLOB & set(path):
             raise UsageError(f"there is no file or folder {url}")
         root = _fixed_part(path)
         if is_local(fs):
             os.scandir(root or "/").close()  # or an unreadable folder would pass for an empty one
         matches = fs.glob(path, detail=True)
+        assert isinstance(matches, dict)
+        entries = [_remote_entry(info, root) for info in matches.values()]
+        if is_local(fs):
+            entries = [_local_entry(Path(root or "/", entry.name), entry.name) for entry in entries]
     except OSError as error:
         raise UsageError(f"{url} cannot be read: {error.strerror or error}") from error
-    assert isinstance(matches, dict)
-    entries = sorted(_remote_entry(info, root) for info in matches.values() if info["type"] != "directory")
-    if not entries:
+    files = sorted(entry for entry in entries if entry is not None and not entry.is_folder)
+    if not files:
         raise UsageError(f"nothing matches {url}")
-    return found(root or "/", tuple(entries))
+    return found(root or "/", tuple(files))
 
 
 def without_output(source: Input, store: Store) -> Input:
@@ -265,17 +271,19 @@ def why_empty(source: Input) -> str:
 
 
 def _list_local(folder: str) -> list[_Entry]:
-    entries = []
     with os.scandir(folder) as found:
-        for entry in found:
-            if entry.is_dir():
-                entries.append(_Entry(entry.name, True, 0))
-            elif entry.is_file():
-                entries.append(_Entry(entry.name, False, entry.stat().st_size))
-            elif entry.is_symlink():
-                entries.append(_Entry(entry.name, False, -1))
-            # What is left are pipes, sockets and devices: to open one could wait for ever.
-    return entries
+        return [known for entry in found if (known := _local_entry(entry, entry.name))]
+
+
+def _local_entry(found: "os.DirEntry[str] | Path", name: str) -> _Entry | None:
+    """None for pipes, sockets and devices: to open one could wait for ever."""
+    if found.is_dir():
+        return _Entry(name, True, 0)
+    if found.is_file():
+        return _Entry(name, False, found.stat().st_size)
+    if found.is_symlink() and not Path(found).exists():
+        return _Entry(name, False, -1)
+    return None
 
 
 def _remote_entry(info: dict[str, object], root: str) -> _Entry:

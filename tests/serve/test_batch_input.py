@@ -60,11 +60,18 @@ def test_links_are_followed_but_never_in_a_circle(folder: Path, tmp_path: Path) 
     (folder / "dangling.png").symlink_to(tmp_path / "nowhere")
     (folder / "near.png").symlink_to(folder / "z.webp")
     os.mkfifo(folder / "pipe.png")
+    (folder / "to-pipe.png").symlink_to("pipe.png")
     listed = {os.fsdecode(i.path): i.size for g in find_input(str(folder)).groups() for i in g}
     assert listed["linked/far.png"] == 1 and listed["near.png"] == 1
     assert listed["dangling.png"] == -1  # to be reported
-    assert "pipe.png" not in listed  # opening it would wait for ever
+    assert not {"pipe.png", "to-pipe.png"} & set(listed)  # opening them would wait for ever
     assert not any(name.startswith("a/up") for name in listed)
+    root = folder.rename(folder.with_name("plain"))
+    (root / "near.png").unlink()
+    globbed = {os.fsdecode(i.path): i.size for g in find_input(f"{root}/*").groups() for i in g}
+    assert globbed == {"dangling.png": -1, "notes.txt": 1, "z.webp": 1, "._z.webp": 1}
+    with pytest.raises(UsageError, match="neither a file nor a folder"):
+        find_input(str(root / "pipe.png"))
 
 
 def test_names_need_not_be_text(tmp_path: Path) -> None:
