@@ -119,7 +119,7 @@ class Job:
     def clean(self) -> None:
         """Remove what killed runs left behind."""
         self.store.remove(_ATTEMPTS)
-        self.store.sweep("", LISTING, RESULTS, ERRORS)
+        self.store.sweep("", LISTING, RESULTS, ERRORS, f"{OVERLAYS}/*")
 
 
 def open_job(store: Store, settings: dict[str, Any], source: Input, shard_size: int | None) -> Job:

@@ -6,7 +6,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 from fsspec import AbstractFileSystem
@@ -149,8 +149,8 @@ class Store:
             fresh.unlink(missing_ok=True)
 
     def sweep(self, *folders: str) -> None:
-        """Remove what killed processes were writing."""
+        """Remove what killed processes were writing. Folders may hold wildcards."""
         if is_local(self.fs):
             for folder in folders:
-                for file in Path(self.path(folder)).glob(f"{_FRESH}*"):
+                for file in Path(self.root).glob(os.fspath(PurePath(folder, f"{_FRESH}*"))):
                     file.unlink(missing_ok=True)

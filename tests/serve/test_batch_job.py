@@ -130,6 +130,16 @@ def test_a_file_whose_writing_fails_never_appears(output: Path) -> None:
     assert [file.name for file in (output / "a").iterdir()] == ["b.json"]
 
 
+def test_what_killed_workers_were_writing_is_swept(pictures: Path, output: Path) -> None:
+    job = begin(pictures, output)
+    before = snapshot(output)
+    for name in (".", "listing", "results", "errors", "overlays/part-000000"):
+        (output / name).mkdir(parents=True, exist_ok=True)
+        (output / name / ".fresh-0123").touch()
+    job.clean()
+    assert snapshot(output) == before
+
+
 def test_a_password_in_the_input_is_not_kept_and_the_job_goes_on_with_another(pictures: Path, output: Path) -> None:
     source, store = find_input(str(pictures)), Store.at(str(output))
     open_job(store, SETTINGS, replace(source, url="s3://me:secret@bucket/in"), 4)
