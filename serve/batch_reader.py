@@ -99,9 +99,10 @@ class PictureReader:
     def _read_rows(self, items: Sequence[tuple[int, Item]]) -> Iterator[Callable[[], _Bytes | Unusable]]:
         """Rows of one parquet file that follow one another."""
         done = 0
+        text, lost = "The parquet file has no such row any more.", False
         try:
             for (image_id, item), (data, name) in zip(
-                items, _cells(self._source, items[0][1], len(items)), strict=True
+                items, _cells(self._source, items[0][1], len(items)), strict=False
             ):
                 name = name_of(item) if name is None else name
                 done += 1
@@ -110,12 +111,12 @@ class PictureReader:
                     yield lambda one=missing: one
                 else:
                     yield lambda one=(image_id, name, data): one
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, KeyError) as error:  # the last for a column that is gone
             text = f"The parquet file cannot be read here: {error}."
             lost = isinstance(error, OSError) and error.errno is not None
-            for image_id, item in items[done:]:
-                broken = Unusable(image_id, name_of(item), text, by_storage=lost)
-                yield lambda one=broken: one
+        for image_id, item in items[done:]:
+            broken = Unusable(image_id, name_of(item), text, by_storage=lost)
+            yield lambda one=broken: one
 
     def _decode(self, read: Callable[[], _Bytes | Unusable], room: "_Room") -> Picture | Unusable:
         found = read()

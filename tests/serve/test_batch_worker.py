@@ -215,6 +215,26 @@ def test_damage_within_a_parquet_file_is_reported_row_by_row(tmp_path: Path) -> 
     assert all("cannot be read here" in error for error in run.errors.values())
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"image": [b"x"]}, ["no such row any more"]),
+        ({"picture": [b"x", b"x"]}, ["cannot be read here", "cannot be read here"]),
+    ],
+)
+def test_a_parquet_file_that_has_changed_is_reported_row_by_row(
+    changed: dict[str, list[bytes]], expected: list[str], classify: Task, tmp_path: Path
+) -> None:
+    file = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"image": [scene_png(0, 32), scene_png(1, 32)]}), file)
+    run = Run(classify, file, tmp_path / "out")
+    pq.write_table(pa.table(changed), file)
+    (done,) = run.do()
+    assert done["stopped"] is None and done["unusable"] == 2
+    said = [run.errors[f"in.parquet#{row}"] for row in (0, 1)]
+    assert all(part in text for part, text in zip(expected, said[-len(expected) :], strict=True)), said
+
+
 def test_hostile_names_do_not_leave_the_output(tmp_path: Path) -> None:
     names = ["../../../escaped", "/etc/passwd", "a\0b", "", "é" * 300]
     columns = {"image": [scene_png(0, 64)] * len(names), "key": names}
