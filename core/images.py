@@ -14,6 +14,9 @@ from core.picture_parts import has_too_many
 # Each is decoded by code that is fuzzed upstream; Pillow's rarer formats are not worth their risk.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
+# Above this Pillow itself starts to warn of decompression bombs.
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+
 # What Pillow's decoders are known to raise on damaged bytes, beside the OSError that they document.
 _DECODER_ERRORS = (
     OSError,

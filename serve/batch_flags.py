@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from PIL import Image
 
+from core.images import MAX_PIXELS
 from core.segment.options import SegmentOptions, check_prompts
 from nodes.passwords import without_passwords
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-# Above this Pillow itself starts to warn of decompression bombs.
-_PILLOW_PIXEL_LIMIT = Image.MAX_IMAGE_PIXELS or 89_478_485
 
 
 class UsageError(Exception):
@@ -95,8 +93,8 @@ class Flags:
             value = getattr(self, flag)
             if value is not None and value < low:
                 raise UsageError(f"--{flag.replace('_', '-')} must be at least {low}, got {value}")
-        if self.max_pixels > _PILLOW_PIXEL_LIMIT:
-            raise UsageError(f"--max-pixels must be at most {_PILLOW_PIXEL_LIMIT:,}, got {self.max_pixels:,}")
+        if self.max_pixels > MAX_PIXELS:
+            raise UsageError(f"--max-pixels must be at most {MAX_PIXELS:,}, got {self.max_pixels:,}")
         if not self.input:
             raise UsageError("INPUT is empty; give a folder, a file, a glob or a URL")
         if not self.output:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import click
-from PIL import Image
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -16,9 +15,7 @@ from pydantic import (
 )
 
 from core.carried import CARRIED_CLASSIFIER
-
-# Above this Pillow itself starts to warn of decompression bombs.
-_PILLOW_PIXEL_LIMIT = Image.MAX_IMAGE_PIXELS or 89_478_485
+from core.images import MAX_PIXELS
 
 
 class StartError(click.ClickException):
@@ -125,7 +122,7 @@ class Settings(BaseModel):
     max_pixels: int = Field(
         default=40_000_000,
         ge=1,
-        le=_PILLOW_PIXEL_LIMIT,
+        le=MAX_PIXELS,
         description="Largest picture, in pixels; checked before it is decoded.",
     )
     max_prompts: int = Field(default=16, ge=1, le=200, description="Most prompts of one request.")
