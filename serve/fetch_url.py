@@ -10,6 +10,7 @@ import functools
 import re
 import socket
 import ssl
+import threading
 from collections.abc import Awaitable, Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -60,7 +61,9 @@ _NOT_PUBLIC_V6 = tuple(
 _CARRIES_V4 = (ip_network("::ffff:0:0/96"), ip_network("64:ff9b::/96"))
 
 # Its own, as a name server that does not answer holds a thread for many seconds: others must not wait for those.
-_RESOLVERS = ThreadPoolExecutor(8, thread_name_prefix="resolve")
+_NUM_RESOLVERS = 64
+_RESOLVERS = ThreadPoolExecutor(_NUM_RESOLVERS, thread_name_prefix="resolve")
+_FREE_RESOLVERS = threading.Semaphore(_NUM_RESOLVERS)
 
 
 Kind = Literal["forbidden", "unsupported", "too_large", "failed", "timeout"]
@@ -87,13 +90,18 @@ def is_public(address: Address) -> bool:
 
 
 async def resolve(host: str) -> Sequence[Address]:
-    """All addresses of a name, in the order in which the system would try them; raises OSError if there are none."""
-    loop = asyncio.get_running_loop()
+    """All addresses of a name, in the order in which the system would try them.
+
+    Raises:
+        OSError: there are none.
+        FetchError: all threads are held by name servers that do not answer.
+    """
+    if not _FREE_RESOLVERS.acquire(blocking=False):
+        raise FetchError("timeout", "Too many links wait for name servers that do not answer; try again shortly.")
     # As bytes: a text would be encoded once more, by rules that differ from the URL's.
-    found = await loop.run_in_executor(
-        _RESOLVERS, functools.partial(socket.getaddrinfo, host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    )
-    return [ip_address(row[4][0]) for row in found]
+    looking = _RESOLVERS.submit(socket.getaddrinfo, host.encode("ascii"), None, type=socket.SOCK_STREAM)
+    looking.add_done_callback(lambda _: _FREE_RESOLVERS.release())  # later than the request ends, if that gives up
+    return [ip_address(row[4][0]) for row in await asyncio.wrap_future(looking)]
 
 
 @functools.cache

@@ -5,6 +5,7 @@ import datetime
 import gzip
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fetch_support import ANY_PORT, PICTURE, Answer, fetch, names, open_fetcher, refusal, reply, serving
 
+from serve import fetch_url
 from serve.fetch_url import Address, Fetcher
 
 
@@ -192,6 +194,39 @@ def test_a_slow_name_server_costs_no_more_than_the_time_allowed() -> None:
         return []
 
     assert asyncio.run(refusal(Fetcher(resolve=never), "http://slow.test/", timeout_s=0.1)).kind == "timeout"
+
+
+def test_names_that_are_slow_to_look_up_hold_up_no_others_and_too_many_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release, look_up = threading.Event(), socket.getaddrinfo
+
+    def slow(host: bytes, *words: Any, **options: Any) -> Any:
+        if host.startswith(b"slow"):
+            release.wait(60)
+        return look_up("127.0.0.1", *words, **options)
+
+    async def given_up(count: int) -> None:
+        """By their requests; the threads go on."""
+        links = (f"http://slow{number}.test/" for number in range(count))
+        errors = await asyncio.gather(*(refusal(Fetcher(), link, timeout_s=0.2) for link in links))
+        assert {str(error) for error in errors} == {"The picture did not arrive from its server in 0.2 s."}
+
+    async def run() -> None:
+        await given_up(20)
+        assert (await refusal(Fetcher(), "http://swift.test/")).kind == "forbidden"  # its address was found
+        await given_up(fetch_url._NUM_RESOLVERS - 20)
+        error = await refusal(Fetcher(), "http://swift.test/")
+        assert error.kind == "timeout" and "Too many links wait" in str(error)
+        release.set()
+        while (error := await refusal(Fetcher(), "http://swift.test/")).kind != "forbidden":
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("socket.getaddrinfo", slow)
+    try:
+        asyncio.run(run())
+    finally:
+        release.set()
 
 
 @pytest.mark.parametrize(
