@@ -19,15 +19,18 @@ _AT_ONCE_WHERE_IT_GROWS = 8
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
-# PyTorch would start a pool of compiler processes in every trial.
-_WORKER_ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+# PyTorch would start a pool of compiler processes in every trial, and trials without a GPU would all take the first.
+_WORKER_ENVIRONMENT = {
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
 
 
 def connect(address: str | None) -> None:

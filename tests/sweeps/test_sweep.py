@@ -1,13 +1,17 @@
 """Whole sweeps on real Ray, as users run them."""
 
 import json
+import os
 import re
 import sqlite3
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
-from support import TINY, run
+from support import ROOT, TINY, run
 
 from core import checkpoint
 from sweeps.results import levels, load
@@ -81,6 +85,20 @@ def test_a_trial_whose_gpu_pytorch_cannot_use_fails_and_does_not_train_on_the_cp
     assert done.returncode == 1, done.stderr
     assert "has given this trial GPU 0" in done.stdout
     assert "pass --gpus-per-trial 0" in done.stdout
+
+
+def test_a_trial_without_a_gpu_sees_none() -> None:
+    """Else trials with `--gpus-per-trial 0` would all train on the first."""
+    script = """
+        import os, ray
+        from sweeps import cluster
+        cluster.connect(None)
+        seen = ray.remote(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+        print([ray.get(seen.options(num_gpus=gpus).remote()) for gpus in (0, 1)])
+    """
+    variables = {**os.environ, "RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'}
+    words = [sys.executable, "-c", textwrap.dedent(script)]
+    assert subprocess.check_output(words, env=variables, cwd=ROOT, text=True).splitlines()[-1] == "['', '0']"
 
 
 def test_optuna_with_asha_confirms_its_finalists(tmp_path: Path) -> None:
