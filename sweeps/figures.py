@@ -1,5 +1,6 @@
 """Figures of a sweep, drawn from its frames alone."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,11 +50,11 @@ def importance(results: SweepResults) -> dict[str, float]:
     columns = {c: pd.Series(done[c]) for c in (*results.factors, "config/seed")}
     for name, domain in results.sweep.get("space", {}).items():
         if domain.get("log") and f"config/{name}" in columns:
-            columns[f"config/{name}"] = np.log10(columns[f"config/{name}"])
+            columns[f"config/{name}"] = columns[f"config/{name}"].map(math.log10)
     # What is missing is the setting `none`, a choice like the others.
     columns = {c: v.astype(object).where(v.notna(), None) if v.hasnans else v for c, v in columns.items()}
     names = [c for c, values in columns.items() if values.nunique(dropna=False) > 1]
-    if len(names) < 2 or len(done) < 8 or done["val_accuracy"].nunique() < 2:
+    if len(names) < 2 or len(done) < 8 or len(set(done["val_accuracy"])) < 2:
         return {}
     # scikit-learn comes with it, and takes a second to load.
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
