@@ -86,7 +86,7 @@ def test_micro_batches_take_the_step_of_the_whole_batch(shapes: Dataset, fields:
 @pytest.mark.parametrize(
     ("fields", "size"),
     [
-        ({"model": ViTConfig(patch_size=4, embed_dim=128, num_heads=4), "batch_size": 256}, 32),
+        ({"model": ViTConfig(patch_size=4, embed_dim=128, num_heads=4), "batch_size": 256}, 64),
         ({"model": ViTConfig(patch_size=4, embed_dim=128, num_heads=4), "batch_size": 97}, 97),
         ({"model": ViTConfig(patch_size=4, embed_dim=128, num_heads=4), "batch_size": 16}, 16),
         ({"model": MODEL, "batch_size": 256}, 256),
