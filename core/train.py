@@ -30,7 +30,7 @@ STATE_FILE = "train_state.pt"
 # Compiling takes 15 to 40 seconds on a CPU and gains about a fifth: below this many FLOPs it does not pay.
 COMPILE_ABOVE_FLOPS = 3e13
 
-# Pictures x tokens x width that a micro-batch of a ViT may have on a CPU: most of what one kernel writes is still in the
+# Pictures x tokens x width that a micro-batch of a ViT may have on a CPU: most of what a kernel writes is still in the
 # core's second-level cache, of one or two megabytes, when the next one reads it. Half as much is as fast on one thread,
 # and gives two too little to share.
 CACHED_ELEMENTS = 64 * 65 * 128
