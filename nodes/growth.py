@@ -1,4 +1,4 @@
-"""Whether a cluster can be given nodes that it does not have yet."""
+"""What a cluster has room for, and whether it can be given nodes that it does not have yet."""
 
 import time
 from collections.abc import Mapping
@@ -11,6 +11,14 @@ _SECONDS_TO_ANSWER = 60.0
 _STEP_S = 0.5
 # Set on every node by what starts nodes: `ray up`, KubeRay.
 _NODE_GROUP = "ray.io/node-group"
+
+
+def room_for(cpus: float, gpus: float) -> int:
+    """How many processes that take so much fit on the nodes that are there now."""
+    asked = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # A little more than the quotient: 1 / 0.2 is five, though 0.2 is a little more than a fifth.
+    return sum(min(int(node.get(kind, 0) / share + 1e-9) for kind, share in asked.items()) for node in nodes)
 
 
 def has_autoscaler() -> bool:

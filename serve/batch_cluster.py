@@ -70,7 +70,7 @@ def plan_workers(flags: Flags, num_shards: int) -> Workers:
     """
     import ray
 
-    from nodes.growth import can_grow_by, has_gpus
+    from nodes.growth import can_grow_by, has_gpus, room_for
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU")}
@@ -78,19 +78,13 @@ def plan_workers(flags: Flags, num_shards: int) -> Workers:
     gpus = flags.gpus_per_worker
     if gpus is None:
         gpus = float(has_gpus())
-
-    def room(cpus: int) -> int:
-        asked = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-        # A little more than the quotient: 1 / 0.2 is five workers, though 0.2 is a little more than a fifth.
-        return sum(min(int(node.get(kind, 0) / share + 1e-9) for kind, share in asked.items()) for node in nodes)
-
-    if not room(cpus) and can_grow_by({"CPU": cpus, "GPU": gpus}) is False:
+    if not room_for(cpus, gpus) and can_grow_by({"CPU": cpus, "GPU": gpus}) is False:
         raise UsageError(
             f"a worker asks for {cpus} CPUs and {gpus:g} GPUs, and no node of the cluster has them (the largest have "
             f"{largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs); lower --cpus-per-worker or --gpus-per-worker"
         )
-    number = min(flags.num_workers or max(1, room(cpus)), num_shards)
-    while flags.cpus_per_worker is None and room(cpus + 1) >= number:
+    number = min(flags.num_workers or max(1, room_for(cpus, gpus)), num_shards)
+    while flags.cpus_per_worker is None and room_for(cpus + 1, gpus) >= number:
         cpus += 1
     return Workers(number=number, cpus=cpus, gpus=gpus)
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +129,6 @@ def _is_folder(path: str) -> bool:
 
 def concurrent_trials(cpus: int, gpus: float) -> int:
     """How many trials fit on the nodes that are there now; at least 1, and where nodes are added, a few."""
-    import ray
+    from nodes.growth import has_autoscaler, room_for
 
-    from nodes.growth import has_autoscaler
-
-    def fitting(resources: Mapping[str, float]) -> int:
-        by_cpu = resources.get("CPU", 0) // cpus
-        # What is added lets a fifth of a GPU go into one five times: 1 // 0.2 is 4.
-        return int(min(by_cpu, (resources.get("GPU", 0) + 1e-6) // gpus) if gpus else by_cpu)
-
-    now = sum(fitting(node["Resources"]) for node in ray.nodes() if node["Alive"])
-    return max(now, _AT_ONCE_WHERE_IT_GROWS if has_autoscaler() else 1)
+    return max(room_for(cpus, gpus), _AT_ONCE_WHERE_IT_GROWS if has_autoscaler() else 1)
