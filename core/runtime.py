@@ -119,6 +119,11 @@ def import_torchvision() -> ModuleType:
     return importlib.import_module("torchvision")
 
 
+def hardware_name(device: torch.device) -> str:
+    """The processor or GPU that a device is, as its maker calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+
+
 def describe_machine() -> dict[str, object]:
     """What a reader needs to judge a speed or repeat a run: processor, memory, accelerator, versions."""
     versions = {}
@@ -130,7 +135,7 @@ def describe_machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "bf16": multiplies_bf16(resolve_device("auto")),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": [hardware_name(torch.device("cuda", i)) for i in range(torch.cuda.device_count())],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,

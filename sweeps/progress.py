@@ -22,6 +22,7 @@ class ProgressView:
         self._console, self._total = console, total
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._started = time.monotonic()
+        self._done_before: float | None = None  # of a resumed run, whose clock starts now
         self._shown_at = 0.0
         self._lines: dict[str, str] = {}
 
@@ -39,6 +40,8 @@ class ProgressView:
         if now - self._shown_at < (0.5 if self._live else _SECONDS_BETWEEN_LINES):
             return
         self._shown_at = now
+        if self._done_before is None:
+            self._done_before = _trials_done(trials)
         if self._live:
             self._live.update(self._table(trials), refresh=True)
         else:
@@ -46,9 +49,8 @@ class ProgressView:
 
     def _table(self, trials: Sequence[Trial]) -> Table:
         done = sum(trial.is_finished() for trial in trials)
-        elapsed = time.monotonic() - self._started
         table = Table(
-            title=f"{done} of {self._total} trials done, {format_seconds(elapsed)}", title_justify="left", box=None
+            title=f"{done} of {self._total} trials done, {self._clock(trials)}", title_justify="left", box=None
         )
         table.add_column("trial", no_wrap=True)
         table.add_column("state")
@@ -73,7 +75,7 @@ class ProgressView:
 
     def _print_changes(self, trials: Sequence[Trial]) -> None:
         done = sum(trial.is_finished() for trial in trials)
-        stamp = format_seconds(time.monotonic() - self._started)
+        clock = self._clock(trials)
         changed = []
         for trial in trials:
             last = trial.last_result or {}
@@ -88,7 +90,21 @@ class ProgressView:
         if len(changed) > _ROWS_SHOWN:
             changed = [*changed[:_ROWS_SHOWN], f"and {len(changed) - _ROWS_SHOWN} more"]
         for line in changed:
-            self._console.print(f"[{stamp}, {done}/{self._total} done] {line}", markup=False, soft_wrap=True)
+            self._console.print(f"[{done}/{self._total} done, {clock}] {line}", markup=False, soft_wrap=True)
+
+    def _clock(self, trials: Sequence[Trial]) -> str:
+        """How long it has run and, at its speed so far, how long it will still."""
+        elapsed, done = time.monotonic() - self._started, _trials_done(trials)
+        clock = format_seconds(elapsed)
+        since = done - (self._done_before or 0.0)
+        if since <= 0 or done >= self._total:
+            return clock
+        return f"{clock}, about {format_seconds(elapsed * (self._total - done) / since)} left"
+
+
+def _trials_done(trials: Sequence[Trial]) -> float:
+    """How many trials' worth of work: those that have ended, and what the others have reported."""
+    return sum(1.0 if t.is_finished() else (t.last_result or {}).get("progress", 0.0) for t in trials)
 
 
 def _state(trial: Trial) -> str:

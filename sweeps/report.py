@@ -145,9 +145,24 @@ def _content(results: SweepResults, answer: Answer, importance: Mapping[str, flo
         "versions": ", ".join(f"{k} {v}" for k, v in machine["versions"].items()),
         "commit": sweep["commit"],
         "started": sweep["started"],
-        "base": sweep["base"],
-        "bundles": {level: fields for level, fields in sweep.get("bundles", {}).items() if fields},
+        "trained_on": ", ".join(f"{name} ({n} trials)" for name, n in trials["hardware"].value_counts().items())
+        if "hardware" in trials
+        else "",
+        "base": _settings(sweep["base"]),
+        "bundles": {
+            level: _settings(fields)
+            for level, fields in sweep.get("bundles", {}).items()
+            if fields and level in set(trials[f"config/{sweep['factor']}"].map(str))
+        },
     }
+
+
+def _settings(fields: Mapping[str, Any]) -> str:
+    """Settings as `--set` takes them."""
+    return " ".join(
+        f"{name}={str(value).lower() if value is None or isinstance(value, bool) else value}"
+        for name, value in fields.items()
+    )
 
 
 def _cell(value: Any) -> str:
@@ -172,7 +187,7 @@ _READING = (
 
 _DIFFERENCES = (
     "Differences of mean test accuracy; intervals by Student's t over seeds, with one variance for all levels. That "
-    "the test set is a sample too is not counted."
+    "the test set is a sample too is not counted. Each interval is for itself: of twenty, one misses the truth by chance."
 )
 
 _MARKDOWN = _PLAIN.from_string(
@@ -218,11 +233,14 @@ Importance (fANOVA; misleading where trials are few or were stopped early):
 
 - `{{ command }}`
 - started {{ started }}, commit {{ commit }}
-- {{ machine }}
+- from {{ machine }}
+{% if trained_on %}
+- trained on {{ trained_on }}
+{% endif %}
 - {{ versions }}
-- settings of all trials: {{ base }}
+- settings of all trials: `{{ base }}`
 {% for level, fields in bundles.items() %}
-- {{ level }}: {{ fields }}
+- {{ level }}: `{{ fields }}`
 {% endfor %}
 """
 )
@@ -268,8 +286,10 @@ img { max-width: 100%; } .answer { font-size: 1.2rem; } code { background: #f3f3
 {{ grid(trials) }}
 <h2>How it was run</h2>
 <p><code>{{ command }}</code></p>
-<p>Started {{ started }}, commit {{ commit }}. {{ machine }}. {{ versions }}. Settings of all trials: {{ base }}</p>
-{% if bundles %}<ul>{% for level, fields in bundles.items() %}<li>{{ level }}: {{ fields }}</li>
+<p>Started {{ started }}, commit {{ commit }}, from {{ machine }}.{% if trained_on %} Trained on {{ trained_on }}.
+{% endif %} {{ versions }}.</p>
+<p>Settings of all trials: <code>{{ base }}</code></p>
+{% if bundles %}<ul>{% for level, fields in bundles.items() %}<li>{{ level }}: <code>{{ fields }}</code></li>
 {% endfor %}</ul>{% endif %}
 </body></html>
 """

@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 TRIALS_FILE, EPOCHS_FILE, SWEEP_FILE = "trials.parquet", "epochs.parquet", "sweep.json"
 
 # Columns that differ between two runs of the same sweep; all others are reproduced number by number.
-RUN_SPECIFIC_COLUMNS = ("wall_s", "cpu_s", "attempt", "checkpoint", "trial_id")
+RUN_SPECIFIC_COLUMNS = ("wall_s", "cpu_s", "hardware", "attempt", "checkpoint", "trial_id")
 
 _TRIAL_METRICS = (
     "val_accuracy",
@@ -41,7 +41,7 @@ class SweepResults:
 
     trials: a row a trial: `trial`, `config/...`, `seed`, `status` (completed, stopped, failed, unfinished), `error`,
         `val_accuracy` and `test_accuracy` in [0, 1] (the latter for finalists only), `train_flops`, `images_seen`,
-        `num_params`, `wall_s`, `cpu_s`, `checkpoint` (relative to the folder).
+        `num_params`, `wall_s`, `cpu_s`, `hardware`, `checkpoint` (relative to the folder).
     epochs: a row an evaluation: `trial`, `epoch`, `train_flops`, `images_seen`, `train_loss`, `val_accuracy`, ...
     sweep: question, resolved configuration, dataset, versions, commit, machine.
     """
@@ -135,7 +135,7 @@ def to_frames(records: Iterable[TrialRecord]) -> tuple[pd.DataFrame, pd.DataFram
         row |= {"seed": record.point["seed"], "status": record.status, "error": record.error}
         row |= {name: last.get(name) for name in _TRIAL_METRICS}
         row |= {"test_accuracy": None, "wall_s": last.get("wall_s"), "cpu_s": last.get("cpu_s")}
-        row |= {"attempt": last.get("attempt"), "checkpoint": record.checkpoint}
+        row |= {name: last.get(name) for name in ("hardware", "attempt")} | {"checkpoint": record.checkpoint}
         rows.append(row)
         epochs.extend({"trial": record.name, **epoch} for epoch in record.history)
     trials = pd.DataFrame(rows)
@@ -147,7 +147,7 @@ def to_frames(records: Iterable[TrialRecord]) -> tuple[pd.DataFrame, pd.DataFram
         trials[column] = trials[column].astype("float64")
     for column in ("epoch", "num_params", "images_seen", "attempt"):
         trials[column] = trials[column].astype("Int64")
-    for column in ("error", "checkpoint"):
+    for column in ("error", "hardware", "checkpoint"):
         trials[column] = trials[column].astype("string")
     return trials, pd.DataFrame(epochs, columns=None if epochs else ["trial", "epoch"])
 

@@ -37,7 +37,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in ("wall_s", "cpu_s", "attempt")} for row in history]
+    return [{k: v for k, v in row.items() if k not in ("wall_s", "cpu_s", "hardware", "attempt")} for row in history]
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not(shapes: Dataset) -> None:

@@ -35,10 +35,10 @@ def shown(trials: list[Trial], *, terminal: bool) -> list[str]:
 
 def test_a_file_gets_a_line_for_each_trial_that_has_started() -> None:
     assert shown(TRIALS, terminal=False) == [
-        "[0s, 2/5 done] patch_size=4,seed=0: running",
-        "[0s, 2/5 done] patch_size=8,seed=0: running 25%, val accuracy 51.2%, about 30m00s left",
-        "[0s, 2/5 done] patch_size=16,seed=0: done 100%, val accuracy 43.4%",
-        "[0s, 2/5 done] patch_size=32,seed=0: failed",
+        "[2/5 done, 0s] patch_size=4,seed=0: running",
+        "[2/5 done, 0s] patch_size=8,seed=0: running 25%, val accuracy 51.2%, about 30m00s left",
+        "[2/5 done, 0s] patch_size=16,seed=0: done 100%, val accuracy 43.4%",
+        "[2/5 done, 0s] patch_size=32,seed=0: failed",
     ]
 
 
@@ -53,6 +53,21 @@ def test_a_terminal_gets_a_table_with_the_running_ones_on_top() -> None:
         ["patch_size=32,seed=0", "failed", "2,000", "4,500"],
         ["patch_size=2,seed=0", "pending"],
     ]
+
+
+def test_the_time_left_is_reckoned_from_what_was_done_since_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("sweeps.progress.time.monotonic", lambda: now)
+    written = io.StringIO()
+    with ProgressView(Console(file=written, width=120, color_system=None), total=4) as view:
+        ended, running = trial(4, Trial.TERMINATED, progress=1.0), trial(8, Trial.RUNNING, progress=0.5, wall_s=60.0)
+        view.show([ended, running])  # as a resumed sweep finds them
+        now += 60
+        running.update_last_result({"progress": 0.75, "wall_s": 120.0, "val_accuracy": 0.4})
+        view.show([ended, running])
+    clocks = [line.partition("]")[0] for line in written.getvalue().splitlines()]
+    # A quarter of a trial took a minute; two and a quarter are left.
+    assert clocks == ["[1/4 done, 0s", "[1/4 done, 0s", "[1/4 done, 1m00s, about 9m00s left"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.0, "0s"), (59.9, "59s"), (724.0, "12m04s"), (10_920.0, "3h02m")])

@@ -220,6 +220,19 @@ def test_runs_of_one_sweep_come_together(
         merged([monday, tuesday])
 
 
+def test_the_report_tells_where_each_trial_ran_and_its_settings_as_flags(tmp_path: Path) -> None:
+    results = example(tmp_path)
+    results.trials["hardware"] = ["Xeon"] * 5 + ["EPYC"] * 3
+    results.sweep["base"] = {"layer_scale": None, "qk_norm": True}
+    results.sweep["bundles"] = {"4": {"depth": 3}, "64": {"depth": 9}}
+    render(results, answer)
+    text = (tmp_path / "report.md").read_text()
+    assert "- trained on Xeon (5 trials), EPYC (3 trials)" in text
+    assert "- settings of all trials: `layer_scale=none qk_norm=true`" in text
+    assert "- 4: `depth=3`" in text
+    assert "depth=9" not in text  # no trial had it
+
+
 def test_the_report_is_whole_and_escaped(tmp_path: Path) -> None:
     results = example(tmp_path)
     render(results, answer)
