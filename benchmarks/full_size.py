@@ -65,7 +65,9 @@ class FullSize:
 
     def load(self) -> Segmenter:
         """The pipeline with these models."""
-        return Segmenter.from_pretrained(clipseg=self.clipseg, sam2=self.sam2, calibration=self.calibration)
+        return Segmenter.from_pretrained(
+            clipseg=self.clipseg, sam2=self.sam2, calibration=Calibration.load(self.calibration)
+        )
 
 
 def chosen() -> tuple[Segmenter, SegmentOptions]:

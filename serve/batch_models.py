@@ -19,7 +19,7 @@ from core.image_classifier import ImageClassifier
 from core.segment.calibration import Calibration
 from core.segment.options import SegmentOptions
 from core.segment.overlay import draw_overlay
-from core.segment.pipeline import DEMO_CALIBRATION, PRESETS, Segmenter
+from core.segment.pipeline import Segmenter
 from core.segment.results import PromptResult
 
 _OVERLAY_QUALITY = 90
@@ -103,13 +103,10 @@ class Segmentation:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # the job has its own
-        clipseg, sam2 = PRESETS[self.preset]
         # The demo weights are looked up by every worker in its own copy of the project.
-        segmenter = Segmenter.from_pretrained(clipseg=self.clipseg or clipseg, sam2=self.sam2 or sam2, device=device)
-        calibration = self.calibration
-        if calibration is None and self.preset == "demo" and not (self.clipseg or self.sam2):
-            calibration = Calibration.load(DEMO_CALIBRATION)
-        return Segmenter(segmenter.grounder, segmenter.sam2, calibration)
+        return Segmenter.from_preset(
+            self.preset, clipseg=self.clipseg, sam2=self.sam2, calibration=self.calibration, device=device
+        )
 
     def settings(self, segmenter: Segmenter) -> dict[str, Any]:
         """All that the rows depend on."""

@@ -11,7 +11,7 @@ from core.segment.calibration import Calibration
 from core.segment.clipseg import ClipSeg
 from core.segment.flow import EncodedImage
 from core.segment.grounder import Grounder
-from core.segment.pipeline import DEMO_CALIBRATION, PRESETS
+from core.segment.presets import Checkpoints, checkpoints_of
 from core.segment.sam2 import MaskPrompt, Sam2
 from core.segment.scenes import COLOURS, SHAPES, SIZE_WORDS
 from serve.feature_cache import FeatureCache
@@ -47,26 +47,26 @@ def content_key(image: np.ndarray) -> str:
 
 def load_clipseg(settings: Settings) -> ClipSeg:
     """Raises ValueError if there is none."""
-    name = settings.clipseg or PRESETS[settings.preset][0]
-    return ClipSeg.from_pretrained(name, device=settings.device, precision=settings.dtype)
+    return ClipSeg.from_pretrained(_checkpoints(settings).clipseg, device=settings.device, precision=settings.dtype)
 
 
 def load_sam2(settings: Settings) -> Sam2:
     """Raises ValueError if there is none."""
-    name = settings.sam2 or PRESETS[settings.preset][1]
-    return Sam2.from_pretrained(name, config=settings.sam2_config, device=settings.device, precision=settings.dtype)
+    return Sam2.from_pretrained(
+        _checkpoints(settings).sam2, config=settings.sam2_config, device=settings.device, precision=settings.dtype
+    )
 
 
 def load_calibration(settings: Settings) -> Calibration:
     """The one that was named; else the preset's, if its models are used. Raises ValueError if it cannot be read."""
     if settings.calibration is not None:
         return Calibration.load(settings.calibration)
-    return Calibration.load(DEMO_CALIBRATION) if _is_demo(settings) else Calibration()
+    return _checkpoints(settings).calibration()
 
 
 def segmenter_card(settings: Settings, clipseg: Grounder, sam2: Sam2) -> SegmenterCard:
     """What clients may know of the models that were loaded."""
-    words = (SHAPES, tuple(COLOURS), SIZE_WORDS) if _is_demo(settings) else ((), (), ())
+    words = (SHAPES, tuple(COLOURS), SIZE_WORDS) if _checkpoints(settings).are_demo else ((), (), ())
     return SegmenterCard(
         preset=settings.preset,
         clipseg=clipseg.revision,
@@ -79,8 +79,8 @@ def segmenter_card(settings: Settings, clipseg: Grounder, sam2: Sam2) -> Segment
     )
 
 
-def _is_demo(settings: Settings) -> bool:
-    return settings.preset == "demo" and settings.clipseg is None and settings.sam2 is None
+def _checkpoints(settings: Settings) -> Checkpoints:
+    return checkpoints_of(settings.preset, settings.clipseg, settings.sam2)
 
 
 class _Calls:

@@ -3,7 +3,7 @@
 Tunes the numbers of `core.segment.calibration` on a few labelled pictures: generated scenes, or a folder in COCO's
 instance format, whose category names are the prompts. Optuna draws settings, Ray Tune tries them side by side, presence
 is fitted by logistic regression within each trial; the best setting is then scored on pictures that it was not chosen
-on, fitted to all of them, and written to a file that `Segmenter.from_pretrained(calibration=...)` and the service read.
+on, fitted to all of them, and written to a file that `Calibration.load`, the service and batch jobs read.
 
     python sweeps/segmentation_threshold.py                                             # demo weights, generated scenes
     python sweeps/segmentation_threshold.py --labels instances.json --images photos/ --preset tiny
@@ -32,7 +32,8 @@ from ray.tune.search.optuna import OptunaSearch
 from core.runtime import describe_machine, source_commit
 from core.segment.calibration import Calibration
 from core.segment.evaluation import Labelled, calibrate, damaged_iou, labelled_scene, read_coco, score
-from core.segment.pipeline import DEMO_CALIBRATION, PRESETS, Segmenter
+from core.segment.pipeline import Segmenter
+from core.segment.presets import PRESETS, checkpoints_of
 from sweeps import cluster, console
 from sweeps.flags import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USAGE, UsageError, command_line
 from sweeps.results import write_frame, write_json
@@ -97,15 +98,13 @@ class Settings:
 
     def load_models(self, calibration: Calibration | None = None) -> Segmenter:
         """The models to calibrate."""
-        clipseg, sam2 = PRESETS[self.preset]
-        loaded = Segmenter.from_pretrained(clipseg=self.clipseg or clipseg, sam2=self.sam2 or sam2)
-        return Segmenter(loaded.grounder, loaded.sam2, calibration)
+        return Segmenter.from_preset(self.preset, clipseg=self.clipseg, sam2=self.sam2, calibration=calibration)
 
     def load_start(self) -> Calibration:
         """The calibration to start from."""
         if self.start is not None:
             return Calibration.load(self.start)
-        return Calibration.load(DEMO_CALIBRATION) if self.preset == "demo" else Calibration()
+        return checkpoints_of(self.preset, self.clipseg, self.sam2).calibration()
 
     def load_pictures(self) -> list[Labelled]:
         """The labelled pictures, those to choose on and those to judge on mixed."""

@@ -1,6 +1,6 @@
 """From pictures and prompts to masks, in one call: the models, and many pictures' flows run together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,10 @@ from core.segment.clipseg import ClipSeg
 from core.segment.flow import Decode, EncodedImage, Flow, Ground, flow
 from core.segment.grounder import Grounder
 from core.segment.options import SegmentOptions, check_prompts
+from core.segment.presets import checkpoints_of
 from core.segment.results import PromptResult
 from core.segment.sam2 import MaskCandidates, Sam2
 
-DEMO_WEIGHTS = Path(__file__).parent / "weights"
-DEMO_CALIBRATION = DEMO_WEIGHTS / "calibration.json"
-PRESETS = {
-    "demo": (str(DEMO_WEIGHTS / "clipseg"), str(DEMO_WEIGHTS / "sam2")),
-    "tiny": ("CIDAS/clipseg-rd64-refined", "facebook/sam2.1-hiera-tiny"),
-    "small": ("CIDAS/clipseg-rd64-refined", "facebook/sam2.1-hiera-small"),
-    "base": ("CIDAS/clipseg-rd64-refined", "facebook/sam2.1-hiera-base-plus"),
-    "large": ("CIDAS/clipseg-rd64-refined", "facebook/sam2.1-hiera-large"),
-}
 # Pictures that are worked on together: what bounds the memory of a call.
 _PICTURES_AT_ONCE = 16
 
@@ -34,18 +26,32 @@ class Segmenter:
         self.calibration = calibration or Calibration()
 
     @classmethod
-    def from_preset(cls, name: str = "demo", *, device: str = "auto", precision: str = "auto") -> "Segmenter":
-        """One of `PRESETS`: `demo` comes with the project, the others from the hub or its cache.
+    def from_preset(
+        cls,
+        name: str = "demo",
+        *,
+        clipseg: str | None = None,
+        sam2: str | None = None,
+        calibration: Calibration | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> "Segmenter":
+        """One of `core.segment.presets.PRESETS`: `demo` comes with the project, the others from the hub or its cache.
+
+        Args:
+            clipseg, sam2: checkpoints in place of the preset's.
+            calibration: in place of the preset's, which holds for its own checkpoints only.
 
         Raises:
             ValueError: there is no such preset, or its weights can be found neither on the hub nor in the cache.
         """
-        if name not in PRESETS:
-            raise ValueError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
-        clipseg, sam2 = PRESETS[name]
-        calibration = DEMO_CALIBRATION if name == "demo" else None
+        checkpoints = checkpoints_of(name, clipseg, sam2)
         return cls.from_pretrained(
-            clipseg=clipseg, sam2=sam2, calibration=calibration, device=device, precision=precision
+            clipseg=checkpoints.clipseg,
+            sam2=checkpoints.sam2,
+            calibration=calibration or checkpoints.calibration(),
+            device=device,
+            precision=precision,
         )
 
     @classmethod
@@ -55,14 +61,14 @@ class Segmenter:
         clipseg: str | Path,
         sam2: str | Path,
         sam2_config: str | None = None,
-        calibration: Path | None = None,
+        calibration: Calibration | None = None,
         device: str = "auto",
         precision: str = "auto",
     ) -> "Segmenter":
         """Any checkpoints: names on the hub, folders, or for SAM 2 a file with its configuration.
 
         Args:
-            calibration: a file that `sweeps/segmentation_threshold.py` wrote; None for the defaults.
+            calibration: `Calibration.load` reads what `sweeps/segmentation_threshold.py` wrote; None for the defaults.
             precision: `bf16`, `float32`, or `auto`: bf16 for the image encoders where the machine has it.
 
         Raises:
@@ -71,16 +77,14 @@ class Segmenter:
         return cls(
             ClipSeg.from_pretrained(clipseg, device=device, precision=precision),
             Sam2.from_pretrained(sam2, config=sam2_config, device=device, precision=precision),
-            None if calibration is None else Calibration.load(calibration),
+            calibration,
         )
 
     def encode(self, images: Sequence[Any]) -> list[EncodedImage]:
         """Encode pictures once, for any number of `segment_encoded`. Takes what `core.images.as_rgb` takes."""
         pictures = [EncodedImage(as_rgb(image)) for image in images]
-        for start in range(0, len(pictures), _PICTURES_AT_ONCE):
-            part = pictures[start : start + _PICTURES_AT_ONCE]
-            self._ground_encode(part)
-            self._sam2_encode(part)
+        self._ground_encode(pictures)
+        self._sam2_encode(pictures)
         return pictures
 
     def segment(
@@ -106,13 +110,10 @@ class Segmenter:
         asked = [check_prompts(texts) for texts in prompts]
         options = options or SegmentOptions()
         results: list[list[PromptResult]] = []
-        for start in range(0, len(pictures), _PICTURES_AT_ONCE):
-            part = slice(start, start + _PICTURES_AT_ONCE)
-            flows = [
-                flow(picture, texts, options, self.calibration, self.sam2.low_res_size)
-                for picture, texts in zip(pictures[part], asked[part], strict=True)
-            ]
-            results += self._run(flows)
+        for part in _parts(list(zip(pictures, asked, strict=True))):
+            results += self._run(
+                [flow(picture, texts, options, self.calibration, self.sam2.low_res_size) for picture, texts in part]
+            )
         return results
 
     def _run(self, flows: Sequence[Flow]) -> list[list[PromptResult]]:
@@ -150,18 +151,16 @@ class Segmenter:
         return [[next(answers) for _ in call.prompts] for call in calls]
 
     def _ground_encode(self, pictures: Sequence[EncodedImage]) -> None:
-        missing = list({id(p): p for p in pictures if p.grounded is None}.values())
-        for part in _chunks(missing, _PICTURES_AT_ONCE):
+        for part in _parts(list(dict.fromkeys(p for p in pictures if p.grounded is None))):
             for picture, features in zip(part, self.grounder.encode_images([p.image for p in part]), strict=True):
                 picture.grounded = features
 
     def _sam2_encode(self, pictures: Sequence[EncodedImage]) -> None:
-        missing = list({id(p): p for p in pictures if p.encoded is None}.values())
-        for part in _chunks(missing, _PICTURES_AT_ONCE):
+        for part in _parts(list(dict.fromkeys(p for p in pictures if p.encoded is None))):
             for picture, features in zip(part, self.sam2.encode_images([p.image for p in part]), strict=True):
                 picture.encoded = features
 
 
-def _chunks(items: Sequence[EncodedImage], size: int) -> Iterator[Sequence[EncodedImage]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:
+    """Items in order, as many at a time as are worked on together."""
+    return [items[start : start + _PICTURES_AT_ONCE] for start in range(0, len(items), _PICTURES_AT_ONCE)]

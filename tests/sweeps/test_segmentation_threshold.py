@@ -15,7 +15,7 @@ import pytest
 from support import start
 
 from core.segment.calibration import Calibration
-from core.segment.pipeline import DEMO_CALIBRATION
+from core.segment.presets import DEMO_CALIBRATION
 from sweeps import segmentation_threshold
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,6 +28,12 @@ def sweep(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROGRAM), *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def test_models_of_ones_own_do_not_start_from_the_demo_models_calibration() -> None:
+    assert segmentation_threshold.Settings().load_start() == Calibration.load(DEMO_CALIBRATION)
+    assert segmentation_threshold.Settings(clipseg="models/clipseg", sam2="models/sam2").load_start() == Calibration()
+    assert segmentation_threshold.Settings(preset="tiny").load_start() == Calibration()
 
 
 def test_a_calibration_is_written_and_a_run_can_be_taken_up_again(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from core.segment.calibration import Calibration
 from core.segment.options import MAX_PROMPT_CHARACTERS
-from core.segment.pipeline import DEMO_CALIBRATION
+from core.segment.presets import DEMO_CALIBRATION
 from core.segment.scenes import COLOURS, SHAPES, SIZE_WORDS, Query
 
 

@@ -10,7 +10,8 @@ from core.segment.damage import DAMAGES, MIDDLE_STRENGTH, STRENGTHS, DamagedGrou
 from core.segment.evaluation import Labelled, damaged_iou, labelled_scene, surest
 from core.segment.masks import iou
 from core.segment.options import SegmentOptions
-from core.segment.pipeline import DEMO_CALIBRATION, Segmenter
+from core.segment.pipeline import Segmenter
+from core.segment.presets import DEMO_CALIBRATION
 from core.segment.results import union
 
 
