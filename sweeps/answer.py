@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from sweeps.results import Level, differences
 
 
-def ranking(levels: Sequence[Level], noun: str) -> str:
-    """The winner (in validation), how far its test accuracy is from the others', and whether chance explains it."""
-    best, *others = levels
+def ranking(levels: Sequence[Level], noun: str, among: Sequence[Level] | None = None) -> str:
+    """The winner (in validation), how far its test accuracy is from the others', and whether chance explains it.
+
+    Args:
+        among: the levels to rank, where they are not all; the others tell as well how much seeds vary.
+    """
+    best, *others = levels if among is None else among
     name = _capitalised(f"{noun} {best.value}")
     if not others:
         return f"{name} has {_accuracy(best)} test accuracy, and nothing to be compared with."
@@ -15,7 +19,7 @@ def ranking(levels: Sequence[Level], noun: str) -> str:
     second, last = others[0], others[-1]
     text += f", {distance(best, second)} {noun} {second.value}{doubt(levels, best, second)}"
     if last is not second:
-        text += f" and {distance(best, last)} {noun} {last.value}"
+        text += f" and {distance(best, last)} {noun} {last.value}{doubt(levels, best, last)}"
     return text + "."
 
 

@@ -13,6 +13,7 @@ buys.
     python sweeps/augmentation.py --resume latest
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,7 +62,9 @@ def answer(levels: Sequence[Level]) -> str:
         if str(difference.value).startswith("without-")
     }
     pieces = [
-        f"{name} {-d.points:+.1f} ({-d.high:+.1f} to {-d.low:+.1f})" if d.low == d.low else f"{name} {-d.points:+.1f}"
+        f"{name} {-d.points:+.1f} ({-d.high:+.1f} to {-d.low:+.1f})"
+        if math.isfinite(d.low)
+        else f"{name} {-d.points:+.1f}"
         for name, d in sorted(worth.items(), key=lambda item: item[1].points)
     ]
     told = f" Worth beside the others, in points of test accuracy: {', '.join(pieces)}." if pieces else ""

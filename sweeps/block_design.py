@@ -49,7 +49,7 @@ def answer(levels: Sequence[Level]) -> str:
     """The best design on patches alone, and our blocks beside PyTorch's on the same trunk."""
     blocks = [comparison(levels, "cnn+explicit", "cnn+encoder"), comparison(levels, "cnn+explicit", "cnn-alone")]
     patches = [level for level in levels if not level.value.startswith("cnn")]
-    sentences = [ranking(patches, "patch-only design")] if patches else []
+    sentences = [ranking(levels, "patch-only design", among=patches)] if patches else []
     return " ".join([*sentences, *(sentence for sentence in blocks if sentence)])
 
 

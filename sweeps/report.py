@@ -6,6 +6,7 @@ python -m sweeps.report results/patch_size/monday results/patch_size/tuesday    
 
 import html
 import importlib
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,9 +38,15 @@ def answer_of(results: SweepResults, answer: Answer) -> str:
     found = levels(results.trials, factor)
     if not found:
         return "No trial was completed, so there is no answer."
+    if any(math.isnan(level.test_mean) for level in found):
+        first = f"{found[0].value} leads with {100 * found[0].val_mean:.1f}% in validation"
+        return f"The sweep has not ended, and test accuracy is measured at the end. So far {first}."
     text = answer(found)
     if by_one_seed(found):
         text += " By one seed each: how much of it is chance is not known."
+    if lost := [level for level in found if level.num_lost]:
+        shares = ", ".join(f"{level.value} ({level.num_lost} of {level.n + level.num_lost} lost)" for level in lost)
+        text += f" Means without the seeds that failed or were stopped early: {shares}."
     tried = results.trials[f"config/{factor}"].unique()
     if missing := [str(value) for value in tried if value not in [level.value for level in found]]:
         text += f" Of {', '.join(sorted(missing, key=lambda one: (len(one), one)))} no trial was completed."
@@ -87,7 +94,7 @@ def difference_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:
             str(difference.value),
             str(difference.n),
             f"{difference.points:+.2f}",
-            "-" if difference.low != difference.low else f"{difference.low:+.2f} to {difference.high:+.2f}",
+            "-" if math.isnan(difference.low) else f"{difference.low:+.2f} to {difference.high:+.2f}",
         ]
         for difference in differences(levels(results.trials, factor), reference)
     ]
@@ -112,9 +119,9 @@ def _beside_the_prototype(level: Level, accuracy: float | None) -> list[str]:
 
 
 def _mean_and_spread(mean: float, std: float) -> str:
-    if mean != mean:
+    if math.isnan(mean):
         return "-"
-    return f"{100 * mean:.2f}" if std != std else f"{100 * mean:.2f} ± {100 * std:.2f}"
+    return f"{100 * mean:.2f}" if math.isnan(std) else f"{100 * mean:.2f} ± {100 * std:.2f}"
 
 
 def _content(results: SweepResults, answer: Answer, importance: Mapping[str, float]) -> dict[str, Any]:
@@ -158,11 +165,14 @@ def _content(results: SweepResults, answer: Answer, importance: Mapping[str, flo
 
 
 def _settings(fields: Mapping[str, Any]) -> str:
-    """Settings as `--set` takes them."""
-    return " ".join(
-        f"{name}={str(value).lower() if value is None or isinstance(value, bool) else value}"
-        for name, value in fields.items()
-    )
+    """Settings in the form of `--set`."""
+
+    def text(value: Any) -> str:
+        if value is None or isinstance(value, bool):
+            return str(value).lower()
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return " ".join(f"{name}={text(value)}" for name, value in fields.items())
 
 
 def _cell(value: Any) -> str:
@@ -186,8 +196,9 @@ _READING = (
 )
 
 _DIFFERENCES = (
-    "Differences of mean test accuracy; intervals by Student's t over seeds, with one variance for all levels. That "
-    "the test set is a sample too is not counted. Each interval is for itself: of twenty, one misses the truth by chance."
+    "Differences of mean test accuracy. Intervals by Student's t over seeds, with one variance for all levels, and so "
+    "wide that with 95% probability all of them hold the truth (Bonferroni). That the test set is a sample too is not "
+    "counted."
 )
 
 _MARKDOWN = _PLAIN.from_string(

@@ -54,7 +54,7 @@ class SweepResults:
     @property
     def factors(self) -> list[str]:
         """The `config/...` columns that the sweep varied, without the seed."""
-        return [c for c in self.trials.columns if c.startswith("config/") and c != "config/seed"]
+        return _settings_of(self.trials)
 
 
 def load(path: str | os.PathLike[str]) -> SweepResults:
@@ -158,7 +158,7 @@ def finalists(trials: pd.DataFrame, factor: str) -> pd.Index:
     Settings are ranked by mean validation accuracy over their completed seeds; one with a failed seed can win only if
     no setting of its level is whole.
     """
-    settings = [c for c in trials.columns if c.startswith("config/") and c != "config/seed"]
+    settings = _settings_of(trials)
     done = trials.query("status == 'completed'")
     if done.empty:
         return done.index
@@ -170,15 +170,21 @@ def finalists(trials: pd.DataFrame, factor: str) -> pd.Index:
     return pd.Index(chosen["index"])
 
 
+def _settings_of(trials: pd.DataFrame) -> list[str]:
+    return [c for c in trials.columns if c.startswith("config/") and c != "config/seed"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Level:
     """A level of the factor, over the `n` trials of its finalist: means, and sample standard deviations (NaN if n=1).
 
-    Accuracies are in [0, 1]; times in seconds a trial.
+    Accuracies are in [0, 1], those on the test split NaN before they are measured; times in seconds per trial.
+    num_lost: seeds of the finalist that failed, or were stopped early, and are not among the `n`.
     """
 
     value: Any
     n: int
+    num_lost: int = 0
     val_mean: float
     val_std: float
     test_mean: float
@@ -188,20 +194,22 @@ class Level:
     images_seen: float
     passes: float
     num_params: int
-    wall_s: float
     cpu_s: float
 
 
 def levels(trials: pd.DataFrame, factor: str) -> list[Level]:
     """The levels that have a finalist, best mean validation accuracy first."""
     chosen = trials.loc[finalists(trials, factor)]
+    settings = _settings_of(trials)
     found = []
     for value, rows in chosen.groupby(f"config/{factor}", sort=False):
-        mean = {name: float(rows[name].mean()) for name in ("train_flops", "images_seen", "passes", "wall_s", "cpu_s")}
+        mean = {name: float(rows[name].mean()) for name in ("train_flops", "images_seen", "passes", "cpu_s")}
+        seeds = trials.merge(rows[settings].drop_duplicates(), on=settings)["seed"].nunique()
         found.append(
             Level(
                 value=value,
                 n=len(rows),
+                num_lost=seeds - len(rows),
                 val_mean=float(rows["val_accuracy"].mean()),
                 val_std=float(rows["val_accuracy"].std()),
                 test_mean=float(rows["test_accuracy"].mean()),
@@ -216,7 +224,7 @@ def levels(trials: pd.DataFrame, factor: str) -> list[Level]:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A level's mean test accuracy less the reference's, in points, with a 95% interval (NaN where no seed repeats)."""
+    """A level's mean test accuracy less the reference's, in points, with its interval (NaN where no seed repeats)."""
 
     value: Any
     n: int
@@ -228,8 +236,8 @@ class Difference:
 def differences(found: Sequence[Level], reference: Any) -> list[Difference]:
     """The levels beside the reference; none where it has no finalist.
 
-    Student's t over seeds, with one variance for all levels: a few seeds a level say little of it alone. That the test
-    set is a sample too is not counted.
+    Student's t over seeds, with one variance for all levels: a few seeds of one level say little of it alone. With 95%
+    probability all intervals together hold the truth (Bonferroni). That the test set is a sample too is not counted.
     """
     base = next((level for level in found if level.value == reference), None)
     if base is None:
@@ -237,7 +245,7 @@ def differences(found: Sequence[Level], reference: Any) -> list[Difference]:
     repeated = [level for level in found if level.n > 1]
     freedom = sum(level.n - 1 for level in repeated)
     variance = sum((level.n - 1) * level.test_std**2 for level in repeated) / freedom if freedom else math.nan
-    quantile = float(stdtrit(freedom, 0.975)) if freedom else math.nan
+    quantile = float(stdtrit(freedom, 1 - 0.025 / max(1, len(found) - 1))) if freedom else math.nan
     result = []
     for level in found:
         if level is base:

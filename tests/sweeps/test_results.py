@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import stdtrit
 
 from sweeps import block_design, kd_temperature, report
-from sweeps.answer import doubt, is_clear
+from sweeps.answer import doubt, is_clear, ranking
 from sweeps.figures import importance, pareto_front
 from sweeps.patch_size import SWEEP, answer
 from sweeps.report import answer_of, markdown_table, render, summary_rows
@@ -149,9 +150,50 @@ def test_the_answer_names_the_winner_its_lead_doubt_and_what_is_missing(tmp_path
 
 
 def level(value: str, test_mean: float, test_std: float, n: int = 2) -> Level:
-    unused = dict.fromkeys(("train_flops", "teacher_flops", "images_seen", "passes", "wall_s", "cpu_s"), 0.0)
+    unused = dict.fromkeys(("train_flops", "teacher_flops", "images_seen", "passes", "cpu_s"), 0.0)
     accuracies = {"val_mean": test_mean, "val_std": test_std, "test_mean": test_mean, "test_std": test_std}
     return Level(value=value, n=n, num_params=1, **accuracies, **unused)
+
+
+def test_the_answer_tells_whose_mean_lacks_seeds(tmp_path: Path) -> None:
+    records = [
+        record(4, 0, 0.6),
+        record(4, 1, None, status="failed"),
+        record(4, 2, 0.4, status="stopped"),
+        *(record(8, seed, 0.5) for seed in range(3)),
+    ]
+    assert answer_of(example(tmp_path, records), answer).endswith(
+        " Means without the seeds that failed or were stopped early: 4 (2 of 3 lost)."
+    )
+
+
+def test_a_sweep_that_has_not_ended_has_no_test_accuracy_to_answer_with(tmp_path: Path) -> None:
+    results = example(tmp_path)
+    results.trials["test_accuracy"] = math.nan
+    assert answer_of(results, answer) == (
+        "The sweep has not ended, and test accuracy is measured at the end. So far 4 leads with 61.0% in validation."
+    )
+
+
+def test_many_comparisons_ask_more_of_each() -> None:
+    two = [level("a", 0.53, 0.006, n=3), level("b", 0.51, 0.006, n=3)]
+    many = [*two, *(level(f"c{number}", 0.4, 0.006, n=3) for number in range(30))]
+    assert not doubt(two, *two)
+    assert doubt([*two, *many[2:5]], *two) == ""  # more seeds tell the spread better
+    (one,), (first, *_) = differences(two, "b"), differences(many, "b")
+    freedom = 2 * len(many)
+    expected = 0.6 * stdtrit(freedom, 1 - 0.025 / (len(many) - 1)) * math.sqrt(2 / 3)
+    assert first.high - first.points == pytest.approx(expected)
+    assert one.high - one.points == pytest.approx(0.6 * stdtrit(4, 0.975) * math.sqrt(2 / 3))
+
+
+def test_the_distance_to_the_last_is_doubted_too() -> None:
+    found = [level("a", 0.53, 0.012), level("b", 0.525, 0.012), level("c", 0.52, 0.012)]
+    assert ranking(found, "size").count("chance alone") == 2
+    # Others than those ranked tell as well how much seeds vary.
+    quiet, noisy = [level("a", 0.56, 0.001), level("b", 0.53, 0.001)], level("cnn", 0.9, 0.2)
+    assert "chance alone" not in ranking(quiet, "size")
+    assert "chance alone" in ranking([*quiet, noisy], "size", among=quiet)
 
 
 def test_doubt_says_what_the_interval_beside_it_says() -> None:
