@@ -4,6 +4,12 @@ import dataclasses
 import typing
 
 
+def require(name: str, value: object, holds: bool, allowed: str) -> None:
+    """Refuse a field that does not hold, and say what is allowed."""
+    if not holds:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
 def require_kinds(config: typing.Any) -> None:
     """Refuse a config with a word or None in a field that is a switch or a real number.
 
@@ -19,12 +25,13 @@ def require_kinds(config: typing.Any) -> None:
             raise ValueError(f"{field.name} must be true or false, got {value!r}")
 
 
-def require_whole(config: object, *names: str) -> None:
-    """Refuse a config whose named fields are not whole numbers of at least 1."""
+def require_whole(config: object, *names: str, at_least: int = 1, or_none: bool = False) -> None:
+    """Refuse a config whose named fields are not whole numbers, or below the least."""
     for name in names:
         value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+        holds = is_whole or (or_none and value is None)
+        require(name, value, holds, f"a whole number of at least {at_least}{', or None' if or_none else ''}")
 
 
 def require_one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:

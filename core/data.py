@@ -67,14 +67,22 @@ class Dataset:
         return self.train.class_names
 
 
-def make_dataset(
-    *, name: str, source: str, train: ImageSet, test: ImageSet, val_fraction: float = 0.1, split_seed: int = 0
-) -> Dataset:
-    """Hold out a stratified validation split and measure the normalisation on what is left."""
-    kept, held_out = stratified_split(train.labels, val_fraction, split_seed)
-    training = train.take(kept)
-    mean, std = channel_statistics(training.images)
-    return Dataset(name=name, source=source, train=training, val=train.take(held_out), test=test, mean=mean, std=std)
+def make_dataset(*, name: str, source: str, train: ImageSet, test: ImageSet, val: ImageSet | None = None) -> Dataset:
+    """Measure the normalisation on the training part; without `val`, a stratified tenth of that is held out first."""
+    if val is None:
+        train, val = hold_out(train)
+    mean, std = channel_statistics(train.images)
+    return Dataset(name=name, source=source, train=train, val=val, test=test, mean=mean, std=std)
+
+
+def hold_out(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """The set without a stratified tenth of it, and that tenth; always the same one.
+
+    Raises:
+        DataError: a class has fewer than two pictures.
+    """
+    kept, held_out = stratified_split(images.labels, 0.1, seed=0)
+    return images.take(kept), images.take(held_out)
 
 
 def stratified_split(

@@ -15,9 +15,11 @@ from core.data import ImageSet
 
 logger = logging.getLogger(__name__)
 
-Pair = tuple[ImageSet, ImageSet]
+# By the split's name: `train`, `test`, and where the source has one, `val`.
+Splits = dict[str, ImageSet]
 
 _VERSION = 2
+_IMAGES, _LABELS = "_images.npy", "_labels.npy"
 
 
 def default_cache_dir() -> Path:
@@ -26,46 +28,47 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("PATCHWORK_CACHE") or Path(base) / "patchwork")
 
 
-def cached(cache_dir: Path, name: str, sources: Sequence[Path], read: Callable[[], Pair]) -> Pair:
-    """The decoded pair from the cache, or `read()` and keep it. A cache that cannot be used only costs time."""
+def cached(cache_dir: Path, name: str, sources: Sequence[Path], read: Callable[[], Splits]) -> Splits:
+    """The decoded splits from the cache, or `read()` and keep it. A cache that cannot be used only costs time."""
     identity = [_VERSION, *sorted((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in sources)]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
     folder = cache_dir / f"{name}-{key}"
     if folder.is_dir():
         try:
-            return _load_pair(folder)
+            return _load(folder)
         except (OSError, ValueError, KeyError) as error:
             logger.warning("the cache in %s cannot be used (%s); decoding again", folder, error)
-    pair = read()
+    splits = read()
     try:
-        _save_pair(folder, pair)
+        _save(folder, splits)
     except OSError as error:
         logger.warning("the decoded pictures were not cached in %s (%s)", cache_dir, error)
-    return pair
+    return splits
 
 
-def _load_pair(folder: Path) -> Pair:
+def _load(folder: Path) -> Splits:
     class_names = tuple(json.loads((folder / "classes.json").read_text()))
-    train, test = (
-        ImageSet(
-            images=np.load(folder / f"{split}_images.npy", allow_pickle=False),
-            labels=np.load(folder / f"{split}_labels.npy", allow_pickle=False),
+    names = [file.name.removesuffix(_IMAGES) for file in folder.glob(f"*{_IMAGES}")]
+    splits = {
+        name: ImageSet(
+            images=np.load(folder / f"{name}{_IMAGES}", allow_pickle=False),
+            labels=np.load(folder / f"{name}{_LABELS}", allow_pickle=False),
             class_names=class_names,
         )
-        for split in ("train", "test")
-    )
-    return train, test
+        for name in names
+    }
+    return {"train": splits.pop("train"), "test": splits.pop("test"), **splits}
 
 
-def _save_pair(folder: Path, pair: Pair) -> None:
+def _save(folder: Path, splits: Splits) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Written beside and renamed, so that a run that is killed leaves no half-written cache behind.
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        for split, part in zip(("train", "test"), pair, strict=True):
-            np.save(fresh / f"{split}_images.npy", part.images, allow_pickle=False)
-            np.save(fresh / f"{split}_labels.npy", part.labels, allow_pickle=False)
-        (fresh / "classes.json").write_text(json.dumps(pair[0].class_names))
+        for name, part in splits.items():
+            np.save(fresh / f"{name}{_IMAGES}", part.images, allow_pickle=False)
+            np.save(fresh / f"{name}{_LABELS}", part.labels, allow_pickle=False)
+        (fresh / "classes.json").write_text(json.dumps(splits["train"].class_names))
         if folder.is_dir():
             shutil.rmtree(folder)
         fresh.rename(folder)

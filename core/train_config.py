@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from core.augment import Augmentation
 from core.carried import checkpoint_folder
 from core.checkpoint import load
-from core.checks import require_kinds
+from core.checks import require, require_kinds, require_one_of, require_whole
 from core.flops import forward_flops_per_image, training_flops_per_image
 from core.models import ModelConfig, TransformerConfig, build_model
 from core.optim import OPTIMIZERS, SCHEDULES, flops_per_step
@@ -92,27 +93,24 @@ class TrainConfig:
         for name, value in given.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive finite number, got {value}")
-        for name, low in (("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            _require(name, value, isinstance(value, int) and value >= low, f"a whole number of at least {low}")
-        for name in ("reports", "micro_batch_size"):
-            value = getattr(self, name)
-            whole = value is None or (isinstance(value, int) and value >= 1)
-            _require(name, value, whole, "a whole number of at least 1, or None")
+        require_whole(self, "batch_size")
+        require_whole(self, "seed", at_least=0)
+        require_whole(self, "reports", "micro_batch_size", or_none=True)
         if self.augmentation.mixes and self.batch_size < 2:
             raise ValueError("Mixup and CutMix mix two pictures of a batch: batch_size must be at least 2, got 1")
         fits = self.crop_padding < self.model.image_size
-        _require("crop_padding", self.crop_padding, fits, f"below the picture's size, {self.model.image_size}")
+        require("crop_padding", self.crop_padding, fits, f"below the picture's size, {self.model.image_size}")
         for name in ("learning_rate", "muon_learning_rate"):
-            _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive")
-        _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
-        _require("clip_norm", self.clip_norm, self.clip_norm > 0, "positive")
+            require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive")
+        require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
+        require("clip_norm", self.clip_norm, self.clip_norm > 0, "positive")
         for name in ("warmup_fraction", "cooldown_fraction", "label_smoothing", "ema_decay", "momentum"):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
-        _require("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
-        _require("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-        known = self.precision in ("auto", "bf16", "float32")
-        _require("precision", self.precision, known, "'auto', 'bf16' or 'float32'")
+            require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+        require("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
+        require("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        require_one_of(self, "precision", ("auto", "bf16", "float32"))
+        is_device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(self.device)) is not None
+        require("device", self.device, is_device, "auto, cpu, cuda or cuda:N")
         self._check_coarse()
         self._check_distillation()
 
@@ -127,11 +125,11 @@ class TrainConfig:
         return self.temperature is not None
 
     def _check_coarse(self) -> None:
-        _require("coarse_fraction", self.coarse_fraction, 0 < self.coarse_fraction <= 1, "in (0, 1]")
+        require("coarse_fraction", self.coarse_fraction, 0 < self.coarse_fraction <= 1, "in (0, 1]")
         size, full = self.coarse_image_size, self.model.image_size
         if size is None:
             return
-        _require("coarse_image_size", size, isinstance(size, int) and 0 < size < full, f"between 0 and {full}, or None")
+        require("coarse_image_size", size, isinstance(size, int) and 0 < size < full, f"between 0 and {full}, or None")
         try:
             dataclasses.replace(self.model, image_size=size)
         except ValueError as error:
@@ -139,20 +137,15 @@ class TrainConfig:
 
     def _check_distillation(self) -> None:
         temperature, target = self.temperature, self.target_accuracy
-        _require("temperature", temperature, temperature is None or 0 < temperature < math.inf, "positive, or None")
-        _require("distill_weight", self.distill_weight, 0 <= self.distill_weight <= 1, "in [0, 1]")
-        _require("feature_weight", self.feature_weight, 0 <= self.feature_weight < math.inf, "at least 0")
-        _require("target_accuracy", target, target is None or 0 <= target <= 1, "in [0, 1], or None")
+        require("temperature", temperature, temperature is None or 0 < temperature < math.inf, "positive, or None")
+        require("distill_weight", self.distill_weight, 0 <= self.distill_weight <= 1, "in [0, 1]")
+        require("feature_weight", self.feature_weight, 0 <= self.feature_weight < math.inf, "at least 0")
+        require("target_accuracy", target, target is None or 0 <= target <= 1, "in [0, 1], or None")
         if self.distils and self.teacher is None:
             raise ValueError(f"temperature={temperature} needs a teacher: the folder of a checkpoint")
         drops = isinstance(self.model, TransformerConfig) and self.model.patch_drop_rate > 0
         if self.distils and self.feature_weight and drops:
             raise ValueError("feature_weight compares whole pictures: patch_drop_rate must be 0 with it")
-
-
-def _require(name: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

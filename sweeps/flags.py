@@ -37,14 +37,16 @@ class Flags:
     dataset: Literal["cifar10", "cifar100", "shapes", "folder"] = "cifar10"
     """The pictures. `shapes` is generated here; the others are looked for under --data-root."""
     data_root: Annotated[str | None, _optional("DIR", "$PATCHWORK_DATA, else ~/.local/share/patchwork")] = None
-    """Folder with the pictures: torchvision's CIFAR folder, hub-layout parquet, or a sub-folder of pictures a class.
-    CIFAR is downloaded there if it is missing."""
+    """Folder with the pictures: torchvision's CIFAR folder, hub-layout parquet, or a sub-folder of pictures for each
+    class (or `train`, `test` and maybe `val`, each with such).     CIFAR is downloaded there if it is missing."""
     budget: Annotated[float | None, _optional("FLOPS", "the sweep's own")] = None
     """Training FLOPs (forward and backward) of a trial, such as 2e14."""
     epochs: Annotated[float | None, _optional("PASSES", "none: see --budget")] = None
     """Passes over the training pictures of a trial, instead of --budget."""
     seeds: Annotated[int | None, _optional("N", "the sweep's own")] = None
-    """How many seeds (0, 1, ...) each setting is trained with."""
+    """How many seeds each setting is trained with."""
+    first_seed: int = 0
+    """The first of them; the others follow it. `python -m sweeps.report` joins runs with different seeds."""
     search: Annotated[Literal["grid", "random", "optuna"] | None, _optional("{grid,random,optuna}", "grid")] = None
     """`grid` tries every combination; `random` and `optuna` draw --num-samples settings from a larger space."""
     num_samples: int = 20
@@ -80,7 +82,8 @@ class Flags:
     def __post_init__(self) -> None:
         if self.budget is not None and self.epochs is not None:
             raise UsageError("--budget and --epochs are two ways to say the same; give one")
-        least = {"seeds": 1, "num_samples": 1, "cpus_per_trial": 1, "gpus_per_trial": 0, "search_seed": 0}
+        least = {"seeds": 1, "first_seed": 0, "num_samples": 1, "search_seed": 0, "cpus_per_trial": 1}
+        least |= {"gpus_per_trial": 0}
         for flag, low in least.items():
             value = getattr(self, flag)
             if value is not None and value < low:
@@ -110,10 +113,12 @@ def parse_choices(pairs: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
     choices: dict[str, tuple[Any, ...]] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        values = text.split(",")
-        if not equals or not name or not all(values) or len(set(values)) < len(values):
+        words = text.split(",")
+        values = tuple(_parse_value(word) for word in words)
+        # True and 1 are equal to Python, and two settings.
+        if not equals or not name or not all(words) or len({(type(v) is bool, v) for v in values}) < len(values):
             raise UsageError(f"--vary takes NAME=A,B,... with different values, got {pair!r}")
-        _add(choices, "--vary", name, tuple(_parse_value(value) for value in values))
+        _add(choices, "--vary", name, values)
     return choices
 
 

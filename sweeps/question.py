@@ -16,7 +16,7 @@ from core.train_config import Plan, plan
 from sweeps.flags import Flags, UsageError, parse_choices, parse_overrides
 from sweeps.results import Level
 from sweeps.space import Choice, Domain, Point, Space, grid_points, random_points
-from sweeps.trial import SETTABLE_FIELDS, Recipe
+from sweeps.trial import MODEL_FIELDS, SETTABLE_FIELDS, Recipe, model_fields
 
 SMOKE_PICTURES = 640
 _SMOKE = {
@@ -26,6 +26,7 @@ _SMOKE = {
 _REPORTS = 8
 _STOPPABLE = "trapezoid"
 _DECIDED_BY_FLAGS = ("seed", "flops", "epochs", "images")
+_OF_A_TEACHER = ("teacher", "distill_weight", "standardise_logits", "feature_weight", "count_teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +100,9 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
 
     Raises:
         UsageError: `--set` or `--vary` names an unknown field, or one that the sweep or another flag decides, or one
-            without which two levels would be the same.
+            without which two levels would be the same, or `--set` one that means nothing to any trial.
     """
-    seeds = flags.seeds or 1
+    seeds = seeds_of(flags)
     overrides, varied = parse_overrides(flags.set), parse_choices(flags.vary)
     grid = _grid(sweep, varied)
     for name in overrides:
@@ -129,13 +130,20 @@ def resolve(sweep: Sweep, flags: Flags) -> Resolved:
         space |= {name: domain for name, domain in sweep.search.items() if name not in (*overrides, *varied)}
         points = random_points(space, flags.num_samples, seeds, flags.search_seed)
     if flags.search == "optuna":
-        points = [{**points[0], sweep.factor: level, "seed": 0} for level in levels]
+        points = [{**points[0], sweep.factor: level, "seed": seeds[0]} for level in levels]
+    recipe = Recipe(base=base, factor=sweep.factor, bundles=bundles)
+    _check_trials_have(overrides, recipe, points)
     return Resolved(
-        recipe=Recipe(base=base, factor=sweep.factor, bundles=bundles),
+        recipe=recipe,
         space=space,
         points=points,
         num_trials=int(min(flags.num_samples, _size(space))) if flags.search == "optuna" else len(points),
     )
+
+
+def seeds_of(flags: Flags) -> range:
+    """The seeds that each setting is trained with."""
+    return range(flags.first_seed, flags.first_seed + (flags.seeds or 1))
 
 
 def _size(space: Space) -> float:
@@ -172,6 +180,19 @@ def _searched_levels(sweep: Sweep, varied: Mapping[str, tuple[Any, ...]], search
 def _check_known(flag: str, name: str) -> None:
     if name not in SETTABLE_FIELDS:
         raise UsageError(f"{flag} {name}: unknown; there are: {', '.join(sorted(SETTABLE_FIELDS))}")
+
+
+def _check_trials_have(overrides: Mapping[str, Any], recipe: Recipe, points: Sequence[Point]) -> None:
+    """Refuse fields that would be passed over: of other models than those of the trials, or of a teacher nobody has."""
+    trials = [recipe.fields(point) for point in points]
+    of_models = [known for fields in trials if (known := model_fields(fields)) is not None]
+    distils = any(fields.get("temperature") is not None for fields in trials)
+    for name in overrides:
+        if name in MODEL_FIELDS and of_models and not any(name in known for known in of_models):
+            there = ", ".join(sorted(frozenset().union(*of_models)))
+            raise UsageError(f"--set {name}: no model of this sweep has it; they have: {there}")
+        if name in _OF_A_TEACHER and not distils:
+            raise UsageError(f"--set {name}: no trial of this sweep has a teacher; --set temperature=4 gives all one")
 
 
 def _check_levels_differ(
@@ -223,7 +244,7 @@ def plans_by_level(sweep: Sweep, resolved: Resolved, data: Dataset) -> dict[Any,
                 config = resolved.recipe.configure(point, data)
                 check_fit(config, data)
                 plans[level] = plan(config, len(data.train))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # PyTorch's, of sizes beyond reason
             plans[level], problem = None, error
     if problem is not None and not any(plans.values()):
         raise UsageError(f"no trial can be trained: {problem}")

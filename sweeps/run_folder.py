@@ -17,7 +17,7 @@ import pandas as pd
 
 from core.data import Dataset
 from core.runtime import describe_machine, source_commit
-from nodes.passwords import HIDDEN, without_passwords
+from nodes.passwords import is_redacted, without_passwords
 from sweeps.flags import Flags, UsageError, command_line
 from sweeps.question import Resolved, Sweep, with_defaults
 from sweeps.results import EPOCHS_FILE, SWEEP_FILE, TRIALS_FILE, write_frame, write_json
@@ -194,8 +194,9 @@ def start(sweep: Sweep, flags: Flags) -> RunFolder:
     """Make the folder of a new run.
 
     Raises:
-        UsageError: it exists, or cannot be written.
+        UsageError: it exists, or cannot be written, or is a URI with a query.
     """
+    _refuse_query("--storage", flags.storage)
     name = flags.name or datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     path = _local_root(flags.storage) / sweep.name / name
     if path.exists():
@@ -229,6 +230,7 @@ def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
     """
     named = str(flags.resume)
     if _is_uri(named):
+        _refuse_query("--resume", named)
         named = named.rstrip("/")
         path = _fetch(sweep, named)
     else:
@@ -254,9 +256,9 @@ def reopen(sweep: Sweep, flags: Flags) -> RunFolder:
     given = {name: getattr(flags, name) for name in _PLACES if getattr(flags, name)}
     run = dataclasses.replace(run, flags=dataclasses.replace(kept, **given))
     for name in _PLACES:
-        if _is_redacted(getattr(run.flags, name)):
+        if is_redacted(getattr(run.flags, name)):
             raise UsageError(f"records keep no passwords: give --{name.replace('_', '-')} again, with its own")
-    if _is_redacted(run.flags.storage):
+    if is_redacted(run.flags.storage):
         raise UsageError(f"records keep no passwords: resume by the run's URI, {run.storage}, with its own")
     return run
 
@@ -273,6 +275,15 @@ def _refuse_changes(flags: Flags, kept: Flags) -> None:
         )
 
 
+def _refuse_query(flag: str, uri: str) -> None:
+    """Refuse a URI that cannot be added to: what Tune and this module append would become a part of its query."""
+    if _is_uri(uri) and "?" in uri:
+        raise UsageError(
+            f"{flag} takes no query ({uri.partition('?')[2]}); the environment names the place: AWS_REGION, and "
+            "AWS_ENDPOINT_URL for a store of one's own"
+        )
+
+
 def _differences(before: Any, now: Any) -> str:
     """`patch_size: 4 there, 8 here`, for the entries of two mappings that differ."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
@@ -284,10 +295,6 @@ def _differences(before: Any, now: Any) -> str:
 def _kept(value: Any) -> Any:
     """As a record keeps it."""
     return without_passwords(value) if isinstance(value, str) else value
-
-
-def _is_redacted(value: str | None) -> bool:
-    return value is not None and f":{HIDDEN}@" in value
 
 
 def _find(sweep: Sweep, flags: Flags) -> Path:

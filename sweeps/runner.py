@@ -26,7 +26,7 @@ from sweeps import cluster, console, run_folder
 from sweeps.flags import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USAGE, Flags, UsageError, parse
 from sweeps.observer import Observer
 from sweeps.progress import ProgressView
-from sweeps.question import SMOKE_PICTURES, Sweep, plans_by_level, resolve
+from sweeps.question import SMOKE_PICTURES, Sweep, plans_by_level, resolve, seeds_of
 from sweeps.report import render
 from sweeps.results import TrialRecord, finalists, levels, load, to_frames
 from sweeps.run_folder import RunFolder
@@ -171,7 +171,7 @@ class Runner:
 
     def _new_tuner(self, stage: str, trainable: Any, points: list[Point], total: int, searching: bool) -> tune.Tuner:
         if searching:
-            param_space, search_alg = {"seed": 0}, self._optuna()
+            param_space, search_alg = {"seed": self.flags.first_seed}, self._optuna()
         else:
             # Every sample is one of the given points; the choices only tell Tune which names there are.
             param_space = {name: tune.choice([point[name] for point in points]) for name in points[0]}
@@ -230,13 +230,12 @@ class Runner:
 
     def _confirmation_points(self, records: Sequence[TrialRecord]) -> list[Point]:
         """After Optuna, which trains each setting once: the finalists with the seeds they have not had."""
-        seeds = self.flags.seeds or 1
         if self.flags.search != "optuna" or any(record.status == "unfinished" for record in records):
             return []
         trials, _ = to_frames(records)
         by_id = {record.trial_id: record.point for record in records}
         chosen = [by_id[i] for i in trials.loc[finalists(trials, self.sweep.factor), "trial_id"]]
-        return [{**point, "seed": seed} for point in chosen for seed in range(seeds) if seed != point["seed"]]
+        return [{**point, "seed": seed} for point in chosen for seed in seeds_of(self.flags) if seed != point["seed"]]
 
     def _measure_test_accuracy(self, trials: pd.DataFrame, chosen: pd.Index, data: ObjectRef[Dataset]) -> None:
         threads = self.flags.cpus_per_trial
@@ -252,7 +251,7 @@ class Runner:
         try:
             render(results, self.sweep.answer)
         finally:  # a figure that cannot be drawn must not keep the results from where they belong
-            self.run.publish()
+            patiently(self.run.publish)
         console.conclude(results, self.sweep.answer, self.run)
 
 

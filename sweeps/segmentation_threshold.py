@@ -95,6 +95,15 @@ class Settings:
             file = getattr(self, flag)
             if file is not None and not file.is_file():
                 raise UsageError(f"--{flag} {file} is no file")
+        if str(self.storage).startswith(("s3:/", "gs:/")):
+            raise UsageError(f"--storage {self.storage}: this sweep keeps its results in a folder that all nodes reach")
+        # Trials may run in another folder than this one.
+        for flag in ("labels", "images"):
+            if (path := getattr(self, flag)) is not None:
+                object.__setattr__(self, flag, path.resolve())
+        for flag in ("clipseg", "sam2"):
+            if (name := getattr(self, flag)) is not None and Path(name).exists():
+                object.__setattr__(self, flag, str(Path(name).resolve()))
 
     def load_models(self, calibration: Calibration | None = None) -> Segmenter:
         """The models to calibrate."""

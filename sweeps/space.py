@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +43,14 @@ Domain = Choice | Uniform
 Space = Mapping[str, Domain]
 
 
-def grid_points(space: Mapping[str, Choice], seeds: int) -> list[Point]:
+def grid_points(space: Mapping[str, Choice], seeds: Sequence[int]) -> list[Point]:
     """Every combination of the choices with every seed; seeds innermost, so that each setting is soon complete."""
     names = list(space)
     combinations = itertools.product(*(space[name].values for name in names))
-    return [dict(zip(names, values, strict=True)) | {"seed": seed} for values in combinations for seed in range(seeds)]
+    return [dict(zip(names, values, strict=True)) | {"seed": seed} for values in combinations for seed in seeds]
 
 
-def random_points(space: Space, num_samples: int, seeds: int, rng_seed: int = 0) -> list[Point]:
+def random_points(space: Space, num_samples: int, seeds: Sequence[int], rng_seed: int = 0) -> list[Point]:
     """`num_samples` independent draws, each with every seed; the same `rng_seed` gives the same points.
 
     A setting that is drawn again is left out, so that a small space may give fewer.
@@ -58,4 +58,4 @@ def random_points(space: Space, num_samples: int, seeds: int, rng_seed: int = 0)
     rng = np.random.default_rng(rng_seed)
     drawn = [{name: domain.draw(rng) for name, domain in space.items()} for _ in range(num_samples)]
     draws = [draw for number, draw in enumerate(drawn) if draw not in drawn[:number]]
-    return [draw | {"seed": seed} for draw in draws for seed in range(seeds)]
+    return [draw | {"seed": seed} for draw in draws for seed in seeds]

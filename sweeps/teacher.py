@@ -57,9 +57,8 @@ def with_teacher(resolved: Resolved, flags: Flags, data: Dataset, run_folder: Pa
 
 def _distilling(resolved: Resolved) -> Iterator[dict[str, Any]]:
     """The settings of those trials that learn from a teacher."""
-    recipe = resolved.recipe
     for point in resolved.points:
-        fields = {**recipe.base, **recipe.bundles.get(point[recipe.factor], {}), **point}
+        fields = resolved.recipe.fields(point)
         if fields.get("temperature") is not None:
             yield fields
 

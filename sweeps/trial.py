@@ -40,7 +40,8 @@ _MODEL_FIELDS = {
     for kind, config_class in MODEL_CONFIGS.items()
 }
 _TRAIN_FIELDS = frozenset(field.name for field in dataclasses.fields(TrainConfig)) - {"model"}
-SETTABLE_FIELDS = frozenset({"model"}).union(_TRAIN_FIELDS, *_MODEL_FIELDS.values())
+MODEL_FIELDS = frozenset[str]().union(*_MODEL_FIELDS.values())
+SETTABLE_FIELDS = frozenset({"model"}) | _TRAIN_FIELDS | MODEL_FIELDS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,19 @@ class Recipe:
         Raises:
             ValueError: a name is unknown or a value is not allowed.
         """
-        own = dict(point)
-        if self.bundles:
-            level = own.pop(self.factor)
-            own = {**self.bundles[level], **own}
+        own = self._own(point)
         return configure({**self.base, **own}, data, shared=frozenset(self.base) - frozenset(own))
+
+    def fields(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """All that is set for a trial; of the shared ones also those that its model does not have."""
+        return {**self.base, **self._own(point)}
+
+    def _own(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        own = dict(point)
+        if not self.bundles:
+            return own
+        level = own.pop(self.factor)
+        return {**self.bundles[level], **own}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,11 @@ class TrialSettings:
     folder: str
     start_folder: str
     num_threads: int
+
+
+def model_fields(fields: Mapping[str, Any]) -> frozenset[str] | None:
+    """What can be set of the kind of model that a trial's fields ask for; None if there is no such kind."""
+    return _MODEL_FIELDS.get(fields.get("model", "vit"))
 
 
 def configure(fields: Mapping[str, Any], data: Dataset, shared: frozenset[str] = frozenset()) -> TrainConfig:
@@ -99,7 +113,7 @@ def configure(fields: Mapping[str, Any], data: Dataset, shared: frozenset[str] =
         raise ValueError(f"pictures must be square, {data.name} has {height}x{width}")
     shape = {"image_size": height, "in_channels": channels, "num_classes": len(data.class_names)}
     kind = fields.get("model", "vit")
-    known = _MODEL_FIELDS.get(kind, frozenset())
+    known = model_fields(fields) or frozenset()
     passed_over = {name for name in shared if name not in known}
     for_model = {k: v for k, v in fields.items() if k not in _TRAIN_FIELDS | passed_over | {"model"}}
     model = model_config(kind, {**for_model, **shape})

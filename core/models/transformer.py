@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from core.checks import require_kinds, require_one_of, require_whole
+from core.checks import require, require_kinds, require_one_of, require_whole
 from core.models.classifier import Classifier
 from core.models.layers import Block, sincos_position_embedding
 
@@ -48,6 +48,7 @@ class TransformerConfig:
         require_whole(self, "embed_dim", "depth", "num_heads")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}")
+        require("mlp_ratio", self.mlp_ratio, math.isfinite(self.mlp_ratio), "finite")
         if int(self.mlp_ratio * self.embed_dim) < 1:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves no hidden channel at embed_dim={self.embed_dim}")
         require_one_of(self, "norm", ("pre", "post"))

@@ -208,6 +208,17 @@ def test_an_image_folder_may_bring_its_test_split(tmp_path: Path) -> None:
     assert len(load_dataset("folder", tmp_path).test) == 6
 
 
+def test_an_image_folder_may_bring_its_validation_split(tmp_path: Path) -> None:
+    for split, count in (("train", 10), ("val", 7), ("test", 3)):
+        write_folder(tmp_path / split, ("cat", "dog"), count)
+    for _ in range(2):  # the second time from the cache
+        data = load_dataset("folder", tmp_path)
+        assert (len(data.train), len(data.val), len(data.test)) == (20, 14, 6)
+    write_folder(tmp_path / "valid", ("cat", "dog"), 1)
+    with pytest.raises(DataError, match="two folders to validate on; keep one of val, valid, validation"):
+        load_dataset("folder", tmp_path)
+
+
 def test_what_file_managers_hide_in_an_image_folder_is_passed_over(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", ("cat", "dog"), 10)
     write_folder(tmp_path / "test", ("cat", "dog"), 3)

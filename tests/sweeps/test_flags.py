@@ -16,7 +16,7 @@ def test_the_flags_are_those_promised() -> None:
     assert {field.name for field in dataclasses.fields(Flags)} == {
         *("dataset", "data_root", "num_samples", "seeds", "budget", "epochs", "search", "scheduler", "set"),
         *("cpus_per_trial", "gpus_per_trial", "address", "storage", "name", "resume", "smoke", "study_url"),
-        *("mlflow_url", "vary", "search_seed"),
+        *("mlflow_url", "vary", "search_seed", "first_seed"),
     }
 
 
@@ -38,6 +38,10 @@ def test_set_and_vary_may_be_repeated_but_no_name_in_them(monkeypatch: pytest.Mo
         parse_overrides(("drop-path-rate=0.1", "drop_path_rate=0.2"))
     with pytest.raises(UsageError, match="--vary depth is given twice"):
         parse_choices(("depth=2", "depth=3"))
+    for alike in ("learning_rate=1e-3,0.001", "flip=true,True"):
+        with pytest.raises(UsageError, match="with different values"):
+            parse_choices((alike,))
+    assert parse_choices(("flip=true,1",)) == {"flip": (True, 1)}
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,7 @@ def test_set_and_vary_may_be_repeated_but_no_name_in_them(monkeypatch: pytest.Mo
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--budget", "-1"], "--budget must be a positive number"),
         (["--cpus-per-trial", "0"], "--cpus-per-trial must be at least 1"),
+        (["--first-seed", "-1"], "--first-seed must be at least 0"),
         (["--name", "a/b"], "--name must be a plain folder name"),
     ],
 )

@@ -76,11 +76,33 @@ def test_budgets_exclude_each_other() -> None:
         ("patch_size=4", "--set patch_size: this sweep or another flag decides it"),
         ("flops=1e9", "another flag decides it"),
         ("num_classes=4", "--set num_classes: unknown"),
+        ("width=256", "--set width: no model of this sweep has it; they have: depth, .*embed_dim"),
+        ("teacher=best", "--set teacher: no trial of this sweep has a teacher; --set temperature=4 gives all one"),
     ],
 )
 def test_overrides_are_checked(override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         resolved(set=(override,))
+
+
+def test_a_model_of_another_kind_brings_its_own_settings() -> None:
+    assert resolved(set=("model=resnet", "width=32")).base["width"] == 32
+    with pytest.raises(UsageError, match="--set embed_dim: no model of this sweep has it; they have: "):
+        resolved(set=("model=resnet", "embed_dim=64"))
+    assert resolved(set=("temperature=4", "teacher=best")).base["teacher"] == "best"
+
+
+def test_seeds_begin_where_they_are_told_to() -> None:
+    for search in ("grid", "random"):
+        points = resolved(search=search, seeds=2, first_seed=3, num_samples=2).points
+        assert {point["seed"] for point in points} == {3, 4}
+    assert resolved(search="optuna", first_seed=3).points[0]["seed"] == 3
+
+
+@pytest.mark.parametrize("override", ["mlp_ratio=inf", "embed_dim=40000000000", "batch_size=true", "device=gpu"])
+def test_values_beyond_reason_are_told_in_a_sentence(override: str, shapes: Dataset) -> None:
+    with pytest.raises(UsageError, match="no trial can be trained: "):
+        plans_by_level(SWEEP, resolved(set=(override,)), shapes)
 
 
 def test_plans_name_the_reason_when_nothing_can_be_trained(shapes: Dataset) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.data import Dataset, subset
+from nodes.passwords import is_redacted, without_passwords
 from sweeps import console, run_folder
 from sweeps.flags import Flags, UsageError
 from sweeps.patch_size import SWEEP
@@ -46,6 +47,32 @@ def test_storage_that_needs_a_password_is_named_by_its_uri() -> None:
     assert run_folder.reopen(SWEEP, Flags(resume=f"{BUCKET}/patch_size/a/")).storage == run.storage
     with pytest.raises(UsageError, match="of another run"):
         run_folder.reopen(SWEEP, Flags(resume="s3://KEY:secret@other/sweeps/patch_size/a"))
+
+
+def test_storage_with_a_query_is_refused() -> None:
+    for flags, called in (
+        (Flags(name="a", storage="s3://bucket/sweeps?region=eu-west-1"), run_folder.start),
+        (Flags(resume="s3://bucket/sweeps/patch_size/a?region=eu-west-1"), run_folder.reopen),
+    ):
+        with pytest.raises(
+            UsageError, match=r"takes no query \(region=eu-west-1\); .* AWS_REGION, and AWS_ENDPOINT_URL"
+        ):
+            called(SWEEP, flags)
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("postgresql://host/db?user=me&password=word&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        ("https://TOKEN@mlflow.host/path", "https://***@mlflow.host/path"),
+        ("s3://bucket/a?access_key=ID&secret_key=word", "s3://bucket/a?access_key=ID&secret_key=***"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+    ],
+)
+def test_passwords_are_hidden_wherever_a_url_has_them(url: str, kept: str) -> None:
+    assert without_passwords(url) == kept
+    assert is_redacted(without_passwords(url)) == (url != kept)
+    assert not is_redacted(url)
 
 
 def test_a_resumed_run_is_found_by_name_and_takes_no_other_flags() -> None:

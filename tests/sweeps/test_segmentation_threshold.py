@@ -36,6 +36,16 @@ def test_models_of_ones_own_do_not_start_from_the_demo_models_calibration() -> N
     assert segmentation_threshold.Settings(preset="tiny").load_start() == Calibration()
 
 
+def test_trials_find_what_a_relative_path_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.json").write_text("{}")
+    (tmp_path / "clipseg").mkdir()
+    given = {"labels": Path("labels.json"), "images": Path("photos"), "clipseg": "clipseg", "sam2": "facebook/sam2"}
+    found = segmentation_threshold.Settings(**given)
+    assert (found.labels, found.images) == (tmp_path / "labels.json", tmp_path / "photos")
+    assert (found.clipseg, found.sam2) == (str(tmp_path / "clipseg"), "facebook/sam2")
+
+
 def test_a_calibration_is_written_and_a_run_can_be_taken_up_again(tmp_path: Path) -> None:
     done = sweep("--scenes", "8", "--num-samples", "2", "--name", "a", "--output", tmp_path / "c.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ from sweeps.space import Choice, Uniform, grid_points, random_points
 
 
 def test_a_grid_has_every_combination_with_every_seed_once() -> None:
-    points = grid_points({"a": Choice((1, 2)), "b": Choice(("x", "y", "z"))}, seeds=2)
+    points = grid_points({"a": Choice((1, 2)), "b": Choice(("x", "y", "z"))}, seeds=range(2))
     assert len(points) == 12
     assert len({tuple(point.items()) for point in points}) == 12
     assert points[:2] == [{"a": 1, "b": "x", "seed": 0}, {"a": 1, "b": "x", "seed": 1}]
@@ -13,8 +13,8 @@ def test_a_grid_has_every_combination_with_every_seed_once() -> None:
 
 def test_random_points_are_repeatable_and_shared_by_the_seeds() -> None:
     space = {"a": Choice((1, 2)), "rate": Uniform(1e-4, 1e-2, log=True)}
-    points = random_points(space, 50, seeds=2)
-    assert points == random_points(space, 50, seeds=2)
+    points = random_points(space, 50, seeds=range(2))
+    assert points == random_points(space, 50, seeds=range(2))
     assert all({**a, "seed": 1} == b for a, b in zip(points[::2], points[1::2], strict=True))
     rates = np.array([point["rate"] for point in points[::2]])
     assert rates.min() >= 1e-4 and rates.max() <= 1e-2
