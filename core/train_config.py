@@ -6,13 +6,15 @@ import re
 from dataclasses import dataclass
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from core.augment import Augmentation
 from core.carried import checkpoint_folder
 from core.checkpoint import load
 from core.checks import require, require_kinds, require_one_of, require_whole
+from core.distill import feature_loss
 from core.flops import forward_flops_per_image, training_flops_per_image
-from core.models import ModelConfig, TransformerConfig, build_model
+from core.models import Classifier, ModelConfig, TransformerConfig, build_model
 from core.optim import OPTIMIZERS, SCHEDULES, flops_per_step
 
 
@@ -152,8 +154,8 @@ class TrainConfig:
 class Plan:
     """What a config comes to on a training set: steps, their cost, and the steps after which the run reports.
 
-    flops_per_image, coarse_flops_per_image: forward and backward, for a whole picture and for a shrunk one; the first
-        `coarse_steps` steps see shrunk ones.
+    flops_per_image, coarse_flops_per_image: forward and backward, for a whole picture and for a shrunk one, with the
+        features' loss where there is one; the first `coarse_steps` steps see shrunk ones.
     teacher_flops_per_image: the teacher's forward pass; a part of the training FLOPs where `count_teacher` is set.
     """
 
@@ -186,13 +188,22 @@ def plan(config: TrainConfig, num_train: int) -> Plan:
         model = build_model(config.model)
     size, batch_size = config.model.image_size, config.batch_size
     shape = (config.model.in_channels, size, size)
-    flops_per_image = coarse_flops_per_image = training_flops_per_image(model, shape)
+    teacher = load(checkpoint_folder(str(config.teacher))).model.to("meta") if config.distils else None
+
+    def student_flops_per_image(size: int) -> float:
+        seen = (config.model.in_channels, size, size)
+        flops = training_flops_per_image(model, seen)
+        if teacher is not None and config.feature_weight:
+            flops += _feature_loss_flops_per_image(model, seen, teacher, shape, batch_size)
+        return flops
+
+    flops_per_image = coarse_flops_per_image = student_flops_per_image(size)
     coarse_fraction = 0.0
-    if (coarse_size := config.coarse_image_size) is not None:
+    if config.coarse_image_size is not None:
         coarse_fraction = config.coarse_fraction
-        coarse_flops_per_image = training_flops_per_image(model, (config.model.in_channels, coarse_size, coarse_size))
+        coarse_flops_per_image = student_flops_per_image(config.coarse_image_size)
     optimizer_flops = flops_per_step(model, config.optimizer)
-    teacher_flops_per_image = _teacher_flops_per_image(config, shape)
+    teacher_flops_per_image = forward_flops_per_image(teacher, shape) if teacher else 0.0
     if config.flops is not None:
         per_image = coarse_fraction * coarse_flops_per_image + (1 - coarse_fraction) * flops_per_image
         per_image += teacher_flops_per_image if config.count_teacher else 0
@@ -224,8 +235,19 @@ def plan(config: TrainConfig, num_train: int) -> Plan:
     )
 
 
-def _teacher_flops_per_image(config: TrainConfig, shape: tuple[int, int, int]) -> float:
-    if not config.distils:
-        return 0.0
-    assert config.teacher is not None
-    return forward_flops_per_image(load(checkpoint_folder(config.teacher)).model, shape)
+def _feature_loss_flops_per_image(
+    model: Classifier,
+    image_shape: tuple[int, int, int],
+    teacher: Classifier,
+    teacher_image_shape: tuple[int, int, int],
+    batch_size: int,
+) -> float:
+    """What `core.distill.feature_loss` costs, forward and backward: it grows with the square of the batch."""
+    with torch.no_grad():
+        mine, theirs = (
+            net.stages(torch.empty(batch_size, *shape, device="meta"))
+            for net, shape in ((model, image_shape), (teacher, teacher_image_shape))
+        )
+    with FlopCounterMode(display=False) as counter:
+        feature_loss([stage.requires_grad_() for stage in mine], theirs).backward()
+    return counter.get_total_flops() / batch_size

@@ -13,7 +13,6 @@ import optuna
 import pandas as pd
 import ray
 from ray import ObjectRef, tune
-from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.logger import JsonLoggerCallback, TBXLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -24,6 +23,7 @@ from core.train_config import Plan
 from nodes.growth import has_gpus
 from sweeps import cluster, console, run_folder
 from sweeps.flags import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USAGE, Flags, UsageError, parse
+from sweeps.mlflow_logger import mlflow_logger
 from sweeps.observer import Observer
 from sweeps.progress import ProgressView
 from sweeps.question import SMOKE_PICTURES, Sweep, plans_by_level, resolve, seeds_of
@@ -86,7 +86,7 @@ class Runner:
     def __init__(self, sweep: Sweep, run: RunFolder, *, resuming: bool = False) -> None:
         """
         Raises:
-            UsageError: the flags, the data, the disk or the cluster rule the sweep out.
+            UsageError: the flags, the data, the disk, the cluster or a database rule the sweep out.
         """
         self.sweep, self.run, self.flags = sweep, run, run.flags
         self.data = _load_data(run.flags)
@@ -95,6 +95,12 @@ class Runner:
         if not resuming:  # else most of it is there already
             largest = max(plan.num_params for plan in self.plans.values() if plan)
             run.check_free_space(self.resolved.num_trials, largest)
+        self.study = StudyWriter(
+            self.flags.study_url or f"sqlite:///{run.path.resolve() / 'study.db'}",
+            f"{sweep.name}/{self.flags.name}",
+            distributions(self.resolved.space),
+        )
+        self.mlflow = mlflow_logger(self.flags.mlflow_url, sweep.name)
         run.share(is_new=not resuming)
         cluster.connect(self.flags.address)
         gpus = self.flags.gpus_per_trial
@@ -140,14 +146,9 @@ class Runner:
         # many trials want fewer, and so does an object store, which bills each file.
         shortest = 1 if self.run.keeps_trials_here else 15
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(max(shortest, total // 100))
-        study = StudyWriter(
-            self.flags.study_url or f"sqlite:///{self.run.path.resolve() / 'study.db'}",
-            f"{self.sweep.name}/{self.flags.name}",
-            distributions(self.resolved.space),
-        )
 
         def on_records(records: list[TrialRecord]) -> None:
-            study.add(records)
+            self.study.add(records)
             self.run.write(*to_frames([*earlier, *records]), status="running")
 
         settings = TrialSettings(
@@ -165,11 +166,13 @@ class Runner:
             if tune.Tuner.can_restore(location) and has_whole_snapshot(location):
                 tuner = tune.Tuner.restore(location, trainable, resume_errored=True)
             else:
-                tuner = self._new_tuner(stage, trainable, points, total, searching)
+                tuner = self._new_tuner(stage, trainable, observer, points, total, searching)
             tuner.fit()
         return observer.settle()
 
-    def _new_tuner(self, stage: str, trainable: Any, points: list[Point], total: int, searching: bool) -> tune.Tuner:
+    def _new_tuner(
+        self, stage: str, trainable: Any, observer: Observer, points: list[Point], total: int, searching: bool
+    ) -> tune.Tuner:
         if searching:
             param_space, search_alg = {"seed": self.flags.first_seed}, self._optuna()
         else:
@@ -202,22 +205,11 @@ class Runner:
                 name=stage,
                 storage_path=self.run.storage,
                 verbose=0,
-                callbacks=self._callbacks(),
+                callbacks=[observer, JsonLoggerCallback(), TBXLoggerCallback(), self.mlflow],
                 failure_config=tune.FailureConfig(max_failures=MAX_MACHINE_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
             ),
         )
-
-    def _callbacks(self) -> list[tune.Callback]:
-        callbacks: list[Any] = [Observer.current, JsonLoggerCallback(), TBXLoggerCallback()]
-        if self.flags.mlflow_url:
-            try:
-                callbacks.append(
-                    MLflowLoggerCallback(tracking_uri=self.flags.mlflow_url, experiment_name=self.sweep.name)
-                )
-            except (ImportError, RuntimeError) as error:
-                raise UsageError("--mlflow-url needs MLflow: pip install 'patchwork-vision[mlflow]'") from error
-        return callbacks
 
     def _optuna(self) -> Any:
         logging.getLogger("optuna").setLevel(logging.ERROR)

@@ -56,7 +56,8 @@ class StudyWriter:
             self._study = optuna.create_study(storage=url, study_name=name, direction="maximize", load_if_exists=True)
             written = self._study.get_trials(deepcopy=False)
         except (OptunaError, SQLAlchemyError, ImportError, ValueError) as error:
-            raise UsageError(f"the study database {without_passwords(url)} cannot be opened: {error}") from error
+            reason = str(error).partition("\n")[0]  # a link to SQLAlchemy's pages follows
+            raise UsageError(f"the study database {without_passwords(url)} cannot be opened: {reason}") from error
         self._written = {trial.user_attrs.get("trial_id") for trial in written}
         for parameter, before in ((k, v) for trial in written for k, v in trial.distributions.items() if k in known):
             try:

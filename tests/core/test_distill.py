@@ -135,6 +135,17 @@ def test_micro_batches_take_the_step_of_the_whole_batch(shapes: Dataset, teacher
         assert parts.history[-1][name] == pytest.approx(whole.history[-1][name], rel=1e-4)
 
 
+def test_the_features_loss_is_part_of_the_training_flops(shapes: Dataset, teacher: Path) -> None:
+    plans = [plan(config(teacher, feature_weight=weight), len(shapes.train)) for weight in (0.0, 1.0)]
+    pictures = torch.zeros(1, 3, 32, 32)
+    mine, theirs = (net.stages(pictures) for net in (build_model(STUDENT), checkpoint.load(teacher).model))
+    assert (len(mine), len(theirs)) == (2, 2)  # every stage is in a pair
+    # Of each pair a product of the student's features with its two backward, and one of the teacher's.
+    by_hand = sum(2 * 60 * (3 * a.numel() + b.numel()) for a, b in zip(mine, theirs, strict=True))
+    assert plans[1].flops_per_image - plans[0].flops_per_image == pytest.approx(by_hand)
+    assert plans[0].flops_per_image < plans[1].flops_per_image
+
+
 def test_the_teachers_flops_are_counted_apart_or_within_the_budget(shapes: Dataset, teacher: Path) -> None:
     cost = forward_flops_per_image(checkpoint.load(teacher).model, (3, 32, 32))
     apart = config(teacher, epochs=None, flops=1e9)

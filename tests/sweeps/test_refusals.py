@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def test_unreadable_parquet_is_named(capsys: pytest.CaptureFixture[str]) -> None
 def test_an_address_where_no_cluster_is_or_of_ray_client_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the Ray cluster at 127.0.0.1:9 cannot be joined" in refused(capsys, address="127.0.0.1:9")
     assert "give HOST:PORT of the cluster's head" in refused(capsys, address="ray://127.0.0.1:10001")
+
+
+def test_databases_that_cannot_be_opened_are_named_before_anything_is_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "study database sqlite:////nowhere/study.db cannot" in refused(
+        capsys, study_url="sqlite:////nowhere/study.db"
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
+    assert "--mlflow-url needs MLflow: pip install" in refused(capsys, mlflow_url="http://127.0.0.1:9")
+    assert not list(Path("results/patch_size").iterdir())
 
 
 def test_a_storage_path_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
