@@ -98,9 +98,3 @@ def save_clipseg(folder: Path) -> None:
     )
     CLIPSegForImageSegmentation(config).save_pretrained(folder)
     CLIPSegProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
-
-
-def save_sam2(file: Path) -> None:
-    """SAM 2.1 tiny's public configuration, saved as the public checkpoints are: a `.pt` file."""
-    torch.manual_seed(0)
-    torch.save({"model": build(SAM2_TINY).state_dict()}, file)

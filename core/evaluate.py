@@ -8,6 +8,8 @@ from core.augment import normalise
 from core.data import ImageSet
 from core.runtime import autocast
 
+_BATCH_SIZE = 512
+
 
 @torch.no_grad()
 def evaluate(
@@ -17,7 +19,6 @@ def evaluate(
     std: tuple[float, ...],
     *,
     precision: str = "auto",
-    batch_size: int = 512,
 ) -> dict[str, float]:
     """Single-view accuracy in [0, 1] and mean cross-entropy in nats, on the device the model is on."""
     device = next(model.parameters()).device
@@ -25,10 +26,10 @@ def evaluate(
     model.eval()
     channel_mean, channel_std = (torch.tensor(v, device=device) for v in (mean, std))
     correct, loss = 0, 0.0
-    for start in range(0, len(images), batch_size):
+    for start in range(0, len(images), _BATCH_SIZE):
         # A fresh array: what comes from shared memory is read-only, which a tensor cannot be.
-        pixels = torch.from_numpy(images.images[start : start + batch_size].copy()).to(device)
-        labels = torch.from_numpy(images.labels[start : start + batch_size].copy()).to(device)
+        pixels = torch.from_numpy(images.images[start : start + _BATCH_SIZE].copy()).to(device)
+        labels = torch.from_numpy(images.labels[start : start + _BATCH_SIZE].copy()).to(device)
         with autocast(device, precision):
             logits: Tensor = model(normalise(pixels, channel_mean, channel_std))
         logits = logits.float()

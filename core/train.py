@@ -67,7 +67,7 @@ class EpochReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """The evaluated (averaged) model and a row of metrics an epoch."""
+    """The evaluated (averaged) model and one row of metrics per evaluation."""
 
     model: Classifier
     history: list[dict[str, Any]]
@@ -80,7 +80,7 @@ def train(
     on_epoch_end: Callable[[EpochReport], None] | None = None,
     resume_from: Path | None = None,
 ) -> TrainResult:
-    """Train a classifier and evaluate it on the validation split after every epoch (see `TrainConfig.reports`).
+    """Train a classifier and evaluate it on the validation split `TrainConfig.reports` times, or after every pass.
 
     The same config and data give the same numbers; a run resumed from what `EpochReport.save` wrote ends with weights
     bit-identical to the run that was never stopped (same device and number of threads).

@@ -32,8 +32,7 @@ class StorageError(OSError):
 class Patience:
     """Tells how long one has waited for storage already, and when to stop."""
 
-    def __init__(self, longest_s: float = PATIENCE_S) -> None:
-        self._longest_s = longest_s
+    def __init__(self) -> None:
         self._since: float | None = None
 
     def succeeded(self) -> None:
@@ -46,19 +45,18 @@ class Patience:
         """
         self._since = self._since or time.monotonic()
         waited = time.monotonic() - self._since
-        limit = min(self._longest_s, FULL_DISK_PATIENCE_S) if _is_full_disk(error) else self._longest_s
-        if waited > limit:
+        if waited > (FULL_DISK_PATIENCE_S if _is_full_disk(error) else PATIENCE_S):
             raise StorageError(f"storage has failed for {waited:.0f} s: {error}") from error
         logger.warning("storage fails, and will be tried again: %s", error)
 
 
-def patiently(action: Callable[[], T], longest_s: float = PATIENCE_S) -> T:
+def patiently(action: Callable[[], T]) -> T:
     """The result of `action`, which is tried again while it raises an `OSError`.
 
     Raises:
         StorageError: it has failed for too long.
     """
-    patience, pause = Patience(longest_s), 0.25
+    patience, pause = Patience(), 0.25
     while True:
         try:
             return action()

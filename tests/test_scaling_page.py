@@ -1,7 +1,6 @@
 """docs/scaling.md says what its records and its model say."""
 
 import dataclasses
-import re
 
 import pytest
 
@@ -32,13 +31,6 @@ def test_the_tables_are_those_of_the_records() -> None:
     page = PAGE.read_text()
     assert with_tables(page, tables()) == page
     assert with_tables(page, {"trials": "another table"}) != page
-
-
-@pytest.mark.parametrize("page", ["clusters.md", "scaling.md"])
-def test_links_lead_to_files(page: str) -> None:
-    file = PAGE.with_name(page)
-    for target in re.findall(r"\]\(([^)#:]+)[)#]", file.read_text()):
-        assert (file.parent / target).exists(), target
 
 
 @pytest.mark.parametrize(("pictures", "shards"), [(1, 1), (33, 9), (512, 16), (3200, 100)])

@@ -32,9 +32,8 @@ class ResNetConfig:
     zero_init_residual: bool = False
 
     def __post_init__(self) -> None:
-        names = ("image_size", "in_channels", "num_classes", "width", "num_stages", "blocks_per_stage")
         require_kinds(self)
-        require_whole(self, *names)
+        require_whole(self, "image_size", "in_channels", "num_classes", "width", "num_stages", "blocks_per_stage")
         if self.width < MIN_WIDTH:
             raise ValueError(f"width must be at least {MIN_WIDTH}, got {self.width}")
         if self.image_size < 2 ** (self.num_stages - 1):

@@ -1,5 +1,6 @@
 """The baseline Vision Transformer (Dosovitskiy et al., 2021): patches, positions, pre-norm blocks, a linear head."""
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -70,10 +71,10 @@ def _warn_if_wasteful(config: ViTConfig) -> None:
     linear = 2 * tokens * dim**2 * (4 + 2 * config.mlp_ratio) * config.depth
     cost = f"{tokens} tokens, {(attention + linear) / 1e9:.3g} GFLOPs a picture forward"
     if attention > linear:
-        share = attention / (attention + linear)
+        share, enough = attention / (attention + linear), math.ceil(tokens / (2 + config.mlp_ratio))
         warnings.warn(
             f"patch_size={config.patch_size} on {config.image_size} pixels gives {cost}, {share:.0%} of them in the "
-            f"attention products; a larger patch or a width above {tokens} spends them better",
+            f"attention products; a larger patch, or a width of at least {enough}, spends them better",
             WastefulModelWarning,
             stacklevel=3,
         )

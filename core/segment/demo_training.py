@@ -23,6 +23,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 # Scenes to train on, from seed 0; those to measure on begin at EVALUATION_SEED. CLIPSeg learns 12,000 by heart.
 POOL_SIZE = {"clipseg": 30_000, "sam2": 12_000}
 EVALUATION_SEED = 10_000_000
+# What the carried weights were trained for.
+STEPS = {"clipseg": 12_000, "sam2": 1_600}
+# Peak learning rates of Muon and AdamW.
+_RATES = (0.005, 1e-3)
 CHECKPOINT_EVERY_S = 120.0
 
 
@@ -41,8 +45,9 @@ def _drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return render(generate_scene(seed), 256)
 
 
-def build_optimizers(model: nn.Module, muon_rate: float, adamw_rate: float) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside transformer layers and blocks, AdamW for all else."""
+    muon_rate, adamw_rate = _RATES
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         inside = ".layers." in name or ".blocks." in name or ".transformer." in name
@@ -63,11 +68,10 @@ def run(
     num_steps: int,
     work: Path,
     output: Path,
-    rates: tuple[float, float],
     schedule: str,
 ) -> None:
     """Train `model`, whose call on a batch returns the loss and its parts; log, save and resume on the way."""
-    optimizers = build_optimizers(model, *rates)
+    optimizers = build_optimizers(model)
     state_file, log_file = work / f"{name}.pt", work / f"{name}.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     step = 0
@@ -119,17 +123,16 @@ def train_demo(
     *,
     work: Path,
     output: Path = WEIGHTS,
-    steps: int = 2500,
+    steps: int | None = None,
     batch_size: int | None = None,
-    rates: tuple[float, float] = (0.005, 1e-3),
 ) -> None:
     """Train `clipseg` or `sam2` from nothing, or go on from the last checkpoint in `work`.
 
     Args:
         work: folder for checkpoints and the log.
         output: the weights are written to a folder here, at every checkpoint.
-        batch_size: scenes a step; None for 32, and 16 for sam2.
-        rates: peak learning rates of Muon and AdamW.
+        steps: None for those of `STEPS`.
+        batch_size: scenes per step; None for 32, and 16 for sam2.
     """
     torch.manual_seed(0)
     logger.info("drawing %d scenes", POOL_SIZE[model])
@@ -153,5 +156,5 @@ def train_demo(
         schedule = "cosine"
 
     trained.train()
-    settings = {"num_steps": steps, "work": work, "output": output, "rates": rates, "schedule": schedule}
-    run(model, trained, batch_at, trained.save, **settings)
+    num_steps = STEPS[model] if steps is None else steps
+    run(model, trained, batch_at, trained.save, num_steps=num_steps, work=work, output=output, schedule=schedule)

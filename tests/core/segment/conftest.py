@@ -2,9 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.full_size import save_clipseg, save_sam2
+from benchmarks.full_size import SAM2_TINY, save_clipseg
 from core.runtime import import_torchvision
+from core.segment.sam2 import build
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -32,5 +34,6 @@ def clipseg_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sam2_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SAM 2.1 tiny's public configuration with random weights, saved as the public checkpoints are."""
     file = tmp_path_factory.mktemp("sam2") / "sam2.1_hiera_tiny.pt"
-    save_sam2(file)
+    torch.manual_seed(0)
+    torch.save({"model": build(SAM2_TINY).state_dict()}, file)
     return file
