@@ -40,9 +40,20 @@ def test_core_loads_neither_ray_nor_http() -> None:
         ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for f in (ROOT / "core").rglob("*.py")
     ]
+    assert loaded(modules, {"ray", "fastapi", "starlette", "httpx"}) == "[]"
+
+
+def test_batch_jobs_load_no_http() -> None:
+    modules = [f"serve.{f.stem}" for f in (ROOT / "serve").glob("batch*.py") if f.stem != "batcher"]
+    assert "serve.batch_worker" in modules
+    assert loaded(modules, {"fastapi", "starlette", "uvicorn"}) == "[]"
+
+
+def loaded(modules: list[str], of: set[str]) -> str:
+    """Which of some packages a fresh process has loaded after it imported the modules."""
     code = (
         f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
-        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'ray', 'fastapi', 'starlette', 'httpx'}))"
+        f"print(sorted({{m.partition('.')[0] for m in sys.modules}} & {of!r}))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    return run.stdout.strip()
