@@ -135,6 +135,7 @@ def _content(results: SweepResults, answer: Answer, importance: Mapping[str, flo
         "title": sweep["question"],
         "answer": answer_of(results, answer),
         "summary": (headings, rows),
+        "has_chosen": len(trials[results.factors].drop_duplicates()) > trials[f"config/{sweep['factor']}"].nunique(),
         "differences": difference_rows(results),
         "cost": (
             f"{trials['train_flops'].sum():.3g} training FLOPs"
@@ -195,6 +196,11 @@ _READING = (
     "weights."
 )
 
+_CHOSEN = (
+    "Where a level has several settings, the seeds that the best was chosen by are among those it is shown by, which "
+    "flatters it a little."
+)
+
 _DIFFERENCES = (
     "Differences of mean test accuracy. Intervals by Student's t over seeds, with one variance for all levels, and so "
     "wide that with 95% probability all of them hold the truth (Bonferroni). That the test set is a sample too is not "
@@ -210,7 +216,11 @@ _MARKDOWN = _PLAIN.from_string(
 
 """
     + _READING
-    + """
+    + "{% if has_chosen %} "
+    + _CHOSEN
+    + """{% endif %}
+
+
 {% if differences[1] %}
 {{ table(differences) }}
 
@@ -277,7 +287,9 @@ img { max-width: 100%; } .answer { font-size: 1.2rem; } code { background: #f3f3
 {{ grid(summary) }}
 <p>"""
     + _READING
-    + """</p>
+    + "{% if has_chosen %} "
+    + _CHOSEN
+    + """{% endif %}</p>
 {% if differences[1] %}
 {{ grid(differences) }}
 <p>"""

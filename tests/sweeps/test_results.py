@@ -275,6 +275,15 @@ def test_the_report_tells_where_each_trial_ran_and_its_settings_as_flags(tmp_pat
     assert "depth=9" not in text  # no trial had it
 
 
+def test_the_report_owns_that_the_best_of_several_settings_is_flattered(tmp_path: Path) -> None:
+    searched = [record(4, 0, 0.1 * rate, learning_rate=rate) for rate in (1, 2, 3)]
+    for records, flattered in ((searched, True), (RECORDS, False)):
+        results = example(tmp_path / str(flattered), records)
+        render(results, answer)
+        for name in ("report.md", "report.html"):
+            assert ("flatters it" in (results.folder / name).read_text()) == flattered
+
+
 def test_the_report_is_whole_and_escaped(tmp_path: Path) -> None:
     results = example(tmp_path)
     render(results, answer)
