@@ -28,7 +28,8 @@ from benchmarks.prototype import Answer, Damage, Prototype
 from benchmarks.record import Verdict, at_most, conclude
 from core.runtime import multiplies_bf16
 from core.segment.damage import DAMAGES, MIDDLE_STRENGTH, STRENGTHS, DamagedGrounder
-from core.segment.evaluation import Labelled, Scores, labelled_scene, overlaps, score, surest
+from core.segment.evaluation import Scores, overlaps, score, surest
+from core.segment.labelled import Labelled, labelled_scene
 from core.segment.masks import iou
 from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter

@@ -140,7 +140,7 @@ def _content(results: SweepResults, answer: Answer, importance: Mapping[str, flo
         "cost": (
             f"{trials['train_flops'].sum():.3g} training FLOPs"
             + (f", the teacher's forward passes {of_teacher:.3g}," if of_teacher else "")
-            + f" in {len(trials)} trials, "
+            + f" in {_trials(len(trials))}, "
             f"{trials['cpu_s'].sum() / 3600:.2f} CPU hours"
         ),
         "counts": ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items()),
@@ -153,7 +153,7 @@ def _content(results: SweepResults, answer: Answer, importance: Mapping[str, flo
         "versions": ", ".join(f"{k} {v}" for k, v in machine["versions"].items()),
         "commit": sweep["commit"],
         "started": sweep["started"],
-        "trained_on": ", ".join(f"{name} ({n} trials)" for name, n in trials["hardware"].value_counts().items())
+        "trained_on": ", ".join(f"{name} ({_trials(n)})" for name, n in trials["hardware"].value_counts().items())
         if "hardware" in trials
         else "",
         "base": _settings(sweep["base"]),
@@ -163,6 +163,10 @@ def _content(results: SweepResults, answer: Answer, importance: Mapping[str, flo
             if fields and level in set(trials[f"config/{sweep['factor']}"].map(str))
         },
     }
+
+
+def _trials(number: int) -> str:
+    return "1 trial" if number == 1 else f"{number} trials"
 
 
 def _settings(fields: Mapping[str, Any]) -> str:

@@ -204,12 +204,12 @@ def levels(trials: pd.DataFrame, factor: str) -> list[Level]:
     found = []
     for value, rows in chosen.groupby(f"config/{factor}", sort=False):
         mean = {name: float(rows[name].mean()) for name in ("train_flops", "images_seen", "passes", "cpu_s")}
-        seeds = trials.merge(rows[settings].drop_duplicates(), on=settings)["seed"].nunique()
+        seeds = set(trials.merge(rows[settings].drop_duplicates(), on=settings)["seed"])
         found.append(
             Level(
                 value=value,
                 n=len(rows),
-                num_lost=seeds - len(rows),
+                num_lost=len(seeds) - len(rows),
                 val_mean=float(rows["val_accuracy"].mean()),
                 val_std=float(rows["val_accuracy"].std()),
                 test_mean=float(rows["test_accuracy"].mean()),

@@ -31,7 +31,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from core.runtime import describe_machine, source_commit
 from core.segment.calibration import Calibration
-from core.segment.evaluation import Labelled, calibrate, damaged_iou, labelled_scene, read_coco, score
+from core.segment.evaluation import calibrate, damaged_iou, score
+from core.segment.labelled import Labelled, labelled_scene, read_coco
 from core.segment.pipeline import Segmenter
 from core.segment.presets import PRESETS, checkpoints_of
 from sweeps import cluster, console

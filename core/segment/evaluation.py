@@ -1,36 +1,22 @@
-"""Labelled pictures, and how well answers agree with them."""
+"""How well answers agree with labels, and the presence that suits them."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.images import decode
 from core.segment.calibration import Calibration
 from core.segment.damage import DAMAGES, MIDDLE_STRENGTH, DamagedGrounder
-from core.segment.grounder import Image
+from core.segment.labelled import Labelled
 from core.segment.masks import boundary_f, iou
 from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter
 from core.segment.regions import presence_of
-from core.segment.results import CroppedMask, Instance, PromptResult, union
-from core.segment.scenes import draw_queries, generate_scene, instance_masks, render
+from core.segment.results import Instance, PromptResult, union
 
-_MAX_PIXELS = 40_000_000
 _SAME_OBJECT = 0.5
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Labelled:
-    """A picture, prompts for it, and for each prompt the objects that it names; none for one that is absent."""
-
-    image: Image
-    prompts: tuple[str, ...]
-    truths: tuple[tuple[CroppedMask, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,72 +35,6 @@ class Scores:
     absent: float
     num_present: int
     num_absent: int
-
-
-def labelled_scene(seed: int, *, num_present: int = 3, num_absent: int = 3, short_side: int = 256) -> Labelled:
-    """A generated scene with prompts; the same seed gives the same."""
-    scene = generate_scene(seed)
-    image, object_map = render(scene, short_side)
-    queries = draw_queries(scene, np.random.default_rng([seed, 5]), num_present=num_present, num_absent=num_absent)
-    truths = (
-        tuple(CroppedMask.from_full(mask) for mask in instance_masks(query, scene, object_map)) for query in queries
-    )
-    visible = (tuple(mask for mask in masks if mask.area) for masks in truths)
-    return Labelled(image, tuple(query.text for query in queries), tuple(visible))
-
-
-def read_coco(file: Path, images: Path, *, max_absent: int = 3) -> list[Labelled]:
-    """Pictures labelled in COCO's instance format; the categories' names are the prompts.
-
-    Every picture is also asked for up to `max_absent` categories that it does not show.
-
-    Args:
-        file: the JSON file. images: the folder that its `file_name`s are relative to.
-
-    Raises:
-        ValueError: the file is not COCO's, or a picture is missing or damaged; the message names it.
-    """
-    from pycocotools import mask as coco
-
-    try:
-        content = json.loads(file.read_text())
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        pictures = sorted(content["images"], key=lambda picture: picture["id"])
-        annotations = content["annotations"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not in COCO's instance format: {error!r}") from error
-    root = images.resolve()
-    labelled = []
-    for picture in pictures:
-        path = (root / str(picture["file_name"])).resolve()
-        if not path.is_relative_to(root):
-            raise ValueError(f"{file}: {picture['file_name']!r} lies outside {images}")
-        try:
-            image = decode(path.read_bytes(), max_pixels=_MAX_PIXELS)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        height, width = image.shape[:2]
-        objects: dict[int, list[CroppedMask]] = {}
-        for annotation in annotations:
-            if annotation["image_id"] == picture["id"] and not annotation.get("iscrowd"):
-                encoded = annotation["segmentation"]
-                if isinstance(encoded, list):
-                    encoded = coco.merge(coco.frPyObjects(encoded, height, width))
-                elif isinstance(encoded["counts"], list):
-                    encoded = coco.frPyObjects(encoded, height, width)
-                mask = coco.decode(encoded).astype(bool)
-                if mask.shape != (height, width):
-                    raise ValueError(f"{file}: annotation {annotation.get('id')} is not of the size of {path.name}")
-                if mask.any():
-                    objects.setdefault(annotation["category_id"], []).append(CroppedMask.from_full(mask))
-        shown = [number for number in names if number in objects]
-        missing = [number for number in names if number not in objects]
-        rng = np.random.default_rng([int(picture["id"]), 6])
-        asked = [*shown, *rng.permutation(missing)[:max_absent].tolist()]
-        if asked:
-            truths = tuple(tuple(objects.get(number, ())) for number in asked)
-            labelled.append(Labelled(image, tuple(names[number] for number in asked), truths))
-    return labelled
 
 
 def score(labelled: Sequence[Labelled], answers: Sequence[Sequence[PromptResult]]) -> Scores:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from core.segment.evaluation import labelled_scene
+from core.segment.labelled import labelled_scene
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("red circle", "star", "zebra")

@@ -11,7 +11,7 @@ from live import empty_serve, png
 from PIL import Image
 from ray import serve as ray_serve
 
-from core.segment.evaluation import labelled_scene
+from core.segment.labelled import labelled_scene
 from serve.app import build
 from serve.settings import Settings
 

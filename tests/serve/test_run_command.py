@@ -19,7 +19,7 @@ from click.globals import pop_context
 from click.testing import CliRunner
 from live import RAY_ENVIRONMENT, assert_problem, empty_serve, free_port, png, post
 
-from core.segment.evaluation import labelled_scene
+from core.segment.labelled import labelled_scene
 from serve.run_command import end_well
 
 ROOT = Path(__file__).resolve().parents[2]

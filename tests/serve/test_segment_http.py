@@ -15,7 +15,7 @@ from ray import serve as ray_serve
 
 from core.image_classifier import ImageClassifier
 from core.images import decode
-from core.segment.evaluation import Labelled, labelled_scene
+from core.segment.labelled import Labelled, labelled_scene
 from core.segment.pipeline import Segmenter as InProcess
 from serve.app import build
 from serve.settings import Settings

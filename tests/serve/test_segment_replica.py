@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.segment.evaluation import Labelled, labelled_scene
+from core.segment.labelled import Labelled, labelled_scene
 from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter as InProcess
 from core.segment.results import PromptResult

@@ -15,7 +15,7 @@ from live import assert_problem, png
 from PIL import Image
 from pycocotools import mask as coco
 
-from core.segment.evaluation import Labelled, labelled_scene
+from core.segment.labelled import Labelled, labelled_scene
 from core.segment.pipeline import Segmenter as InProcess
 from serve import problems
 from serve.admission import Admission, PictureMemory

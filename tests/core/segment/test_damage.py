@@ -7,7 +7,8 @@ import torch
 
 from core.segment.calibration import Calibration
 from core.segment.damage import DAMAGES, MIDDLE_STRENGTH, STRENGTHS, DamagedGrounder
-from core.segment.evaluation import Labelled, damaged_iou, labelled_scene, surest
+from core.segment.evaluation import damaged_iou, surest
+from core.segment.labelled import Labelled, labelled_scene
 from core.segment.masks import iou
 from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter

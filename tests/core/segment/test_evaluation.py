@@ -1,13 +1,11 @@
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from core.segment.calibration import EVIDENCE, Calibration
-from core.segment.evaluation import Labelled, fit_presence, labelled_scene, read_coco, score
+from core.segment.evaluation import fit_presence, score
+from core.segment.labelled import Labelled, labelled_scene
 from core.segment.results import CroppedMask, Instance, PromptResult
 
 SIZE = (256, 256)
@@ -82,43 +80,3 @@ def test_presence_learns_which_evidence_tells(scenes: list[Labelled]) -> None:
         fit_presence(
             scenes[:1], [[answer(p, t) for p, t in zip(scenes[0].prompts, scenes[0].truths, strict=True)]], fitted
         )
-
-
-@pytest.fixture
-def coco(tmp_path: Path) -> Path:
-    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / "a.png")
-    mask = np.zeros((40, 60), bool)
-    mask[5:15, 10:30] = True
-    content = {
-        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
-        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "boat"}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[10, 5, 30, 5, 30, 15, 10, 15]]},
-            {"id": 2, "image_id": 1, "category_id": 2, "segmentation": CroppedMask.from_full(mask).rle()},
-        ],
-    }
-    (tmp_path / "labels.json").write_text(json.dumps(content))
-    return tmp_path
-
-
-def test_coco_is_read(coco: Path) -> None:
-    (picture,) = read_coco(coco / "labels.json", coco)
-    assert picture.prompts == ("cat", "dog", "boat")
-    (cat,), (dog,), boats = picture.truths
-    assert cat.box_xyxy == dog.box_xyxy == (10, 5, 30, 15)
-    assert boats == ()
-
-
-@pytest.mark.parametrize(
-    "change, problem",
-    [
-        ({"images": [{"id": 1, "file_name": "../../etc/passwd"}]}, "outside"),
-        ({"images": [{"id": 1, "file_name": "b.png"}]}, "b.png"),
-        ({"categories": None}, "COCO"),
-    ],
-)
-def test_bad_coco_is_refused(coco: Path, change: dict[str, object], problem: str) -> None:
-    file = coco / "labels.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(ValueError, match=problem):
-        read_coco(file, coco)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.segment.evaluation import Labelled, labelled_scene, score
+from core.segment.evaluation import score
+from core.segment.labelled import Labelled, labelled_scene
 from core.segment.options import MAX_PROMPT_CHARACTERS, SegmentOptions
 from core.segment.overlay import draw_heatmap, draw_overlay
 from core.segment.pipeline import Segmenter
