@@ -1,11 +1,14 @@
 """Decoded pictures kept on disk as `.npy` files, so that the next run starts at once."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +23,7 @@ Splits = dict[str, ImageSet]
 
 _VERSION = 2
 _IMAGES, _LABELS = "_images.npy", "_labels.npy"
+_KEPT_UNUSED_S = 30 * 24 * 3600.0
 
 
 def default_cache_dir() -> Path:
@@ -29,21 +33,34 @@ def default_cache_dir() -> Path:
 
 
 def cached(cache_dir: Path, name: str, sources: Sequence[Path], read: Callable[[], Splits]) -> Splits:
-    """The decoded splits from the cache, or `read()` and keep it. A cache that cannot be used only costs time."""
+    """The decoded splits from the cache, or `read()` and keep them. A cache that cannot be used only costs time.
+
+    What no run has used for a month, since its sources changed or are gone, is removed when something is added.
+    """
     identity = [_VERSION, *sorted((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in sources)]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
     folder = cache_dir / f"{name}-{key}"
     if folder.is_dir():
         try:
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                os.utime(folder)
             return _load(folder)
         except (OSError, ValueError, KeyError) as error:
             logger.warning("the cache in %s cannot be used (%s); decoding again", folder, error)
     splits = read()
     try:
         _save(folder, splits)
+        _remove_unused(cache_dir, name)
     except OSError as error:
         logger.warning("the decoded pictures were not cached in %s (%s)", cache_dir, error)
     return splits
+
+
+def _remove_unused(cache_dir: Path, name: str) -> None:
+    ours = re.compile(rf"{re.escape(name)}-[0-9a-f]{{20}}|\.{re.escape(name)}-[0-9a-f]{{20}}-\w+")
+    for folder in cache_dir.iterdir():
+        if ours.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > _KEPT_UNUSED_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _load(folder: Path) -> Splits:

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import logging
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,25 @@ def test_a_changed_file_is_read_anew(root: Path) -> None:
     load_dataset("cifar10", root)
     write_parquet(root / "test-00000-of-00001.parquet", rows(10))
     assert len(load_dataset("cifar10", root).test) == 10
+
+
+def test_what_no_run_has_used_for_a_month_leaves_the_cache(root: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    load_dataset("cifar10", root, cache_dir=cache)
+    (old,) = cache.iterdir()
+    foreign = [cache / "cifar10-notes", cache / "cifar100-00000000000000000000"]
+    for folder in foreign:
+        folder.mkdir()
+    for folder in (old, *foreign):
+        os.utime(folder, (0, 0))
+    load_dataset("cifar10", root, cache_dir=cache)  # used again
+    write_parquet(root / "test-00000-of-00001.parquet", rows(10))
+    load_dataset("cifar10", root, cache_dir=cache)
+    assert old.is_dir() and len(list(cache.iterdir())) == 4
+    os.utime(old, (0, 0))
+    write_parquet(root / "test-00000-of-00001.parquet", rows(15))
+    load_dataset("cifar10", root, cache_dir=cache)
+    assert not old.exists() and all(folder.is_dir() for folder in foreign)
 
 
 def test_an_unwritable_cache_only_warns(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
