@@ -15,7 +15,8 @@ def ranking(levels: Sequence[Level], noun: str, among: Sequence[Level] | None = 
     name = _capitalised(f"{noun} {best.value}")
     if not others:
         return f"{name} has {_accuracy(best)} test accuracy, and nothing to be compared with."
-    text = f"{name} is best: {_accuracy(best)} test accuracy"
+    where = "" if best.test_mean >= max(other.test_mean for other in others) else " in validation"
+    text = f"{name} is best{where}: {_accuracy(best)} test accuracy"
     second, last = others[0], others[-1]
     text += f", {distance(best, second)} {noun} {second.value}{doubt(levels, best, second)}"
     if last is not second:

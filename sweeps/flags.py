@@ -75,7 +75,7 @@ class Flags:
     study_url: Annotated[str | None, _optional("URL", "study.db in the results folder")] = None
     """Database for the Optuna study, such as postgresql://host/db."""
     mlflow_url: Annotated[str | None, _optional("URL", "none")] = None
-    """MLflow tracking server or folder to log trials to as well (needs the `mlflow` extra)."""
+    """MLflow server, http://HOST:PORT, to log trials to as well (needs the `mlflow` extra)."""
     smoke: bool = False
     """Everything tiny: proves within a minute that the sweep runs here."""
 

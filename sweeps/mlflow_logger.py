@@ -6,6 +6,7 @@ from typing import Any
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 
+from nodes.passwords import without_passwords
 from sweeps.flags import UsageError
 
 
@@ -16,13 +17,22 @@ def mlflow_logger(url: str | None, experiment: str) -> tune.Callback:
     is the callback of the process that restores, so that a resumed run may log elsewhere, and no password is kept.
 
     Raises:
-        UsageError: MLflow is not installed.
+        UsageError: MLflow is not installed, or cannot log to the URL.
     """
+    _OfThisProcess.current = _connected(url, experiment) if url else _Nothing()
+    return _OfThisProcess.current
+
+
+def _connected(url: str, experiment: str) -> tune.Callback:
     try:
-        logger = _Mlflow(tracking_uri=url, experiment_name=experiment) if url else _Nothing()
+        logger = _Mlflow(tracking_uri=url, experiment_name=experiment)
     except (ImportError, RuntimeError) as error:
         raise UsageError("--mlflow-url needs MLflow: pip install 'patchwork-vision[mlflow]'") from error
-    _OfThisProcess.current = logger
+    try:
+        logger.setup()  # as Tune does, but before anything else
+    except Exception as error:  # MLflow's own, or whatever its store or the network raises
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"MLflow cannot log to {without_passwords(url)}: {reason}") from error
     return logger
 
 

@@ -187,6 +187,13 @@ def test_many_comparisons_ask_more_of_each() -> None:
     assert one.high - one.points == pytest.approx(0.6 * stdtrit(4, 0.975) * math.sqrt(2 / 3))
 
 
+def test_the_winner_in_validation_need_not_be_ahead_on_the_test_split() -> None:
+    found = [level("a", 0.5, 0.01), level("b", 0.6, 0.01)]
+    assert ranking(found, "size").startswith(
+        "Size a is best in validation: 50.0 ± 1.0% test accuracy, 10.0 points below"
+    )
+
+
 def test_the_distance_to_the_last_is_doubted_too() -> None:
     found = [level("a", 0.53, 0.012), level("b", 0.525, 0.012), level("c", 0.52, 0.012)]
     assert ranking(found, "size").count("chance alone") == 2
