@@ -36,14 +36,34 @@ from sweeps.runner import run_and_exit
 from sweeps.space import Choice
 
 _VIT: dict[str, Any] = {
-    **{"model": "vit", "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0},
-    **{"pooling": "mean", "layer_scale": None, "zero_init_residual": True},
-    **{"optimizer": "muon", "learning_rate": 2e-3, "muon_learning_rate": 0.02, "momentum": 0.95},
+    "model": "vit",
+    "patch_size": 4,
+    "embed_dim": 128,
+    "depth": 6,
+    "num_heads": 4,
+    "mlp_ratio": 2.0,
+    "pooling": "mean",
+    "layer_scale": None,
+    "zero_init_residual": True,
+    "optimizer": "muon",
+    "learning_rate": 2e-3,
+    "muon_learning_rate": 0.02,
+    "momentum": 0.95,
 }
 _TRUNK: dict[str, Any] = {
-    **{"model": "hybrid", "trunk_stages": 2, "embed_dim": 128, "num_heads": 4, "mlp_ratio": 2.0, "pooling": "mean"},
-    **{"optimizer": "muon", "learning_rate": 2e-3, "muon_learning_rate": 0.05, "momentum": 0.9},
-    **{"flip": "alternating", "label_smoothing": 0.1, "layer_scale": None},
+    "model": "hybrid",
+    "trunk_stages": 2,
+    "embed_dim": 128,
+    "num_heads": 4,
+    "mlp_ratio": 2.0,
+    "pooling": "mean",
+    "optimizer": "muon",
+    "learning_rate": 2e-3,
+    "muon_learning_rate": 0.05,
+    "momentum": 0.9,
+    "flip": "alternating",
+    "label_smoothing": 0.1,
+    "layer_scale": None,
 }
 _CNN = {**_TRUNK, "trunk": "cnn", "trunk_width": 32}
 _RESNET = {**_TRUNK, "trunk": "residual_cnn", "trunk_width": 64}
@@ -61,15 +81,26 @@ ROWS: dict[str, dict[str, Any]] = {
     "resnet-trunk": {**_RESNET, "blocks": "none"},
     "resnet-deeper": {**_RESNET, "blocks": "none", "trunk_stages": 3},
     "teacher": {
-        **{"model": "resnet", "width": 64, "optimizer": "muon", "learning_rate": 2e-3, "muon_learning_rate": 0.05},
-        **{"momentum": 0.9, "flip": "alternating", "label_smoothing": 0.1, "batch_size": 256},
+        "model": "resnet",
+        "width": 64,
+        "optimizer": "muon",
+        "learning_rate": 2e-3,
+        "muon_learning_rate": 0.05,
+        "momentum": 0.9,
+        "flip": "alternating",
+        "label_smoothing": 0.1,
+        "batch_size": 256,
     },
 }
 
 # Where a range was reported, its upper end.
 PROTOTYPE = {
-    **{"vit": 0.80, "vit-regularised": 0.83, "cnn-encoder": 0.82},
-    **{"explicit": 0.84, "distilled": 0.86, "resnet-transformer": 0.87},
+    "vit": 0.80,
+    "vit-regularised": 0.83,
+    "cnn-encoder": 0.82,
+    "explicit": 0.84,
+    "distilled": 0.86,
+    "resnet-transformer": 0.87,
 }
 
 CONTROLS = (

@@ -22,8 +22,17 @@ from sweeps.runner import run_and_exit
 from sweeps.space import Choice, Uniform
 
 _REFERENCE: dict[str, Any] = {
-    **{"model": "vit", "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0},
-    **{"norm": "pre", "layer_scale": None, "qk_norm": False, "zero_init_residual": False, "pooling": "mean"},
+    "model": "vit",
+    "patch_size": 4,
+    "embed_dim": 128,
+    "depth": 6,
+    "num_heads": 4,
+    "mlp_ratio": 2.0,
+    "norm": "pre",
+    "layer_scale": None,
+    "qk_norm": False,
+    "zero_init_residual": False,
+    "pooling": "mean",
 }
 _TRUNK = {"model": "hybrid", "trunk": "cnn", "trunk_width": 32, "depth": 3, "layer_scale": None, "pooling": "mean"}
 

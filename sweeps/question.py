@@ -20,8 +20,14 @@ from sweeps.trial import MODEL_FIELDS, SETTABLE_FIELDS, Recipe, model_fields
 
 SMOKE_PICTURES = 640
 _SMOKE = {
-    **{"embed_dim": 16, "depth": 1, "num_heads": 2, "width": 8, "trunk_width": 8},
-    **{"batch_size": 64, "reports": 2, "compile": False},
+    "embed_dim": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "width": 8,
+    "trunk_width": 8,
+    "batch_size": 64,
+    "reports": 2,
+    "compile": False,
 }
 _REPORTS = 8
 _STOPPABLE = "trapezoid"

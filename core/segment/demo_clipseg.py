@@ -71,14 +71,26 @@ def build_config(tokenizer: Any) -> Any:
     from transformers import CLIPSegConfig
 
     text = {
-        **{"vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2},
-        **{"num_attention_heads": 4, "max_position_embeddings": MAX_TOKENS, "projection_dim": 128},
-        **{"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id},
-        **{"pad_token_id": tokenizer.pad_token_id},
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_TOKENS,
+        "projection_dim": 128,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {
-        **{"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4},
-        **{"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "projection_dim": 128, "hidden_act": "gelu"},
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "projection_dim": 128,
+        "hidden_act": "gelu",
     }
     return CLIPSegConfig(
         text_config=text,

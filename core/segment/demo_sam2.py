@@ -30,46 +30,71 @@ def demo_config() -> dict[str, Any]:
     """What `config.yaml` of the weights holds: SAM 2's own classes, at 256 pixels and a quarter of the width."""
     position = {"_target_": "sam2.modeling.position_encoding.PositionEmbeddingSine", "normalize": True, "scale": None}
     attention = {
-        **{"_target_": "sam2.modeling.sam.transformer.RoPEAttention", "feat_sizes": [16, 16], "rope_theta": 10000.0},
-        **{"embedding_dim": D_MODEL, "num_heads": 1, "downsample_rate": 1, "dropout": 0.0},
+        "_target_": "sam2.modeling.sam.transformer.RoPEAttention",
+        "feat_sizes": [16, 16],
+        "rope_theta": 10000.0,
+        "embedding_dim": D_MODEL,
+        "num_heads": 1,
+        "downsample_rate": 1,
+        "dropout": 0.0,
     }
     return {
-        **{"_target_": "sam2.modeling.sam2_base.SAM2Base", "image_size": IMAGE_SIZE, "num_maskmem": 1},
+        "_target_": "sam2.modeling.sam2_base.SAM2Base",
+        "image_size": IMAGE_SIZE,
+        "num_maskmem": 1,
         "image_encoder": {
             "_target_": "sam2.modeling.backbones.image_encoder.ImageEncoder",
             "scalp": 1,
             "trunk": {
-                **{"_target_": "sam2.modeling.backbones.hieradet.Hiera", "embed_dim": 32, "num_heads": 1},
-                **{"stages": [1, 2, 4, 1], "global_att_blocks": [], "window_spec": [8, 4, 16, 8]},
+                "_target_": "sam2.modeling.backbones.hieradet.Hiera",
+                "embed_dim": 32,
+                "num_heads": 1,
+                "stages": [1, 2, 4, 1],
+                "global_att_blocks": [],
+                "window_spec": [8, 4, 16, 8],
                 "window_pos_embed_bkg_spatial_size": [8, 8],
             },
             "neck": {
                 "_target_": "sam2.modeling.backbones.image_encoder.FpnNeck",
                 "position_encoding": {**position, "num_pos_feats": D_MODEL, "temperature": 10000},
-                **{"d_model": D_MODEL, "backbone_channel_list": [256, 128, 64, 32]},
-                **{"fpn_top_down_levels": [2, 3], "fpn_interp_model": "nearest"},
+                "d_model": D_MODEL,
+                "backbone_channel_list": [256, 128, 64, 32],
+                "fpn_top_down_levels": [2, 3],
+                "fpn_interp_model": "nearest",
             },
         },
         # Videos only, never run on stills: as small as the classes allow.
         "memory_attention": {
-            **{"_target_": "sam2.modeling.memory_attention.MemoryAttention", "d_model": D_MODEL, "num_layers": 1},
+            "_target_": "sam2.modeling.memory_attention.MemoryAttention",
+            "d_model": D_MODEL,
+            "num_layers": 1,
             "pos_enc_at_input": True,
             "layer": {
-                **{"_target_": "sam2.modeling.memory_attention.MemoryAttentionLayer", "activation": "relu"},
-                **{"dim_feedforward": 16, "dropout": 0.0, "pos_enc_at_attn": False, "d_model": D_MODEL},
+                "_target_": "sam2.modeling.memory_attention.MemoryAttentionLayer",
+                "activation": "relu",
+                "dim_feedforward": 16,
+                "dropout": 0.0,
+                "pos_enc_at_attn": False,
+                "d_model": D_MODEL,
                 **{
                     "self_attention": attention,
                     "cross_attention": {**attention, "rope_k_repeat": True, "kv_in_dim": 16},
                 },
-                **{"pos_enc_at_cross_attn_keys": True, "pos_enc_at_cross_attn_queries": False},
+                "pos_enc_at_cross_attn_keys": True,
+                "pos_enc_at_cross_attn_queries": False,
             },
         },
         "memory_encoder": {
-            **{"_target_": "sam2.modeling.memory_encoder.MemoryEncoder", "in_dim": D_MODEL, "out_dim": 16},
+            "_target_": "sam2.modeling.memory_encoder.MemoryEncoder",
+            "in_dim": D_MODEL,
+            "out_dim": 16,
             "position_encoding": {**position, "num_pos_feats": 16},
             "mask_downsampler": {
-                **{"_target_": "sam2.modeling.memory_encoder.MaskDownSampler", "kernel_size": 3, "stride": 2},
-                **{"padding": 1, "embed_dim": D_MODEL},
+                "_target_": "sam2.modeling.memory_encoder.MaskDownSampler",
+                "kernel_size": 3,
+                "stride": 2,
+                "padding": 1,
+                "embed_dim": D_MODEL,
             },
             "fuser": {
                 "_target_": "sam2.modeling.memory_encoder.Fuser",
@@ -77,8 +102,12 @@ def demo_config() -> dict[str, Any]:
                 "num_layers": 1,
             },
         },
-        **{"directly_add_no_mem_embed": True, "use_high_res_features_in_sam": True, "multimask_output_in_sam": True},
-        **{"iou_prediction_use_sigmoid": True, "multimask_min_pt_num": 0, "multimask_max_pt_num": 1},
+        "directly_add_no_mem_embed": True,
+        "use_high_res_features_in_sam": True,
+        "multimask_output_in_sam": True,
+        "iou_prediction_use_sigmoid": True,
+        "multimask_min_pt_num": 0,
+        "multimask_max_pt_num": 1,
     }
 
 
