@@ -90,11 +90,11 @@ def test_each_recipe_leaves_out_or_has_what_its_name_says(shapes: Dataset) -> No
 
 
 def test_what_is_set_goes_before_a_levels_own_and_what_a_point_has_before_both(shapes: Dataset) -> None:
-    result = resolved(SWEEPS["architecture"], set=("embed_dim=64", "width=16", "teacher=x"), vary=("depth=2,3",))
+    result = resolved(SWEEPS["architecture"], set=("embed_dim=64", "trunk_width=16", "teacher=x"), vary=("depth=2,3",))
     assert len(result.points) == 10 * 2 * 2
     config = result.recipe.configure({"row": "vit", "depth": 3, "seed": 1}, shapes)
     assert isinstance(config.model, ViTConfig)
-    assert (config.model.embed_dim, config.model.depth, config.seed) == (64, 3, 1)  # no ViT has a `width`
+    assert (config.model.embed_dim, config.model.depth, config.seed) == (64, 3, 1)  # no ViT has a `trunk_width`
 
 
 def test_a_setting_that_a_trials_model_lacks_is_an_error_where_it_is_varied(shapes: Dataset) -> None:
