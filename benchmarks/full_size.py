@@ -59,8 +59,8 @@ class FullSize:
         shutil.copyfile(Path(str(resources.files("sam2") / SAM2_TINY)), self.sam2 / "config.yaml")
         torch.manual_seed(0)
         save_file(build(SAM2_TINY).state_dict(), self.sam2 / "model.safetensors")
-        # What random weights see is everywhere in pieces: no closer looks at each.
-        dataclasses.replace(Calibration(), zoom_below=0.0).save(self.calibration)
+        # What random weights see is everywhere in pieces: the largest is judged, and there are no closer looks.
+        dataclasses.replace(Calibration(), zoom_below=0.0, min_area=1.0).save(self.calibration)
         return self
 
     def load(self) -> Segmenter:

@@ -15,6 +15,8 @@ from core.segment.options import SegmentOptions
 # A mask of a few cells of the heatmap is no object.
 _MIN_CELLS = 4
 _BINS = 256
+# So many are judged even for a caller who wants fewer: the surest need not be the largest.
+_LEAST_REGIONS = 20
 # A region of which the prompt has found more than this share is not news.
 _KNOWN = 0.3
 # The least side of an object, as a share of the picture's, that a window is made for: a heatmap does not tell less.
@@ -104,7 +106,10 @@ def best_threshold(shares: np.ndarray, *, floor: float) -> float:
 def find_regions(
     logits: Float[np.ndarray, "size size"], window: Window, options: SegmentOptions, calibration: Calibration
 ) -> tuple[float, list[Region]]:
-    """The threshold, and the regions above it, the largest first; none where the heatmap stays cold."""
+    """The threshold, and the regions above it, the largest first; none where the heatmap stays cold.
+
+    Of more than `max_instances` and more than 20, the largest.
+    """
     logits = logits / calibration.temperature
     shares = to_shares(logits)
     peak = float(shares.max())
@@ -116,7 +121,8 @@ def find_regions(
         above = shares >= threshold
     if above.sum() < _MIN_CELLS:
         return threshold, []
-    parts = split(above, min_share=calibration.min_area, depth=calibration.neck, most=options.max_instances)
+    most = max(options.max_instances, _LEAST_REGIONS)
+    parts = split(above, min_share=calibration.min_area, depth=calibration.neck, most=most)
     parts = [part for part in parts if part.sum() >= _MIN_CELLS]
     nearest = _nearest_part(parts) if len(parts) > 1 else np.zeros(above.shape, int)
     regions = []

@@ -70,6 +70,13 @@ def test_two_bumps_are_two_regions_and_neither_sees_the_other() -> None:
     assert first.box == pytest.approx([0.13 * 320, 0.38 * 200, 0.37 * 320, 0.62 * 200], abs=6)
 
 
+def test_a_small_hot_region_is_there_beside_a_large_one_however_few_are_wanted() -> None:
+    logits = np.maximum(bump(0.65, 0.6, 0.25, height=0.5), bump(0.2, 0.2, 0.08))
+    _, (large, small) = find_regions(logits, WHOLE, SegmentOptions(max_instances=1), Calibration())
+    assert large.mask.sum() > small.mask.sum()
+    assert small.whole > large.whole
+
+
 def test_a_cold_heatmap_has_no_region() -> None:
     threshold, regions = find_regions(np.full((SIZE, SIZE), -5.0), WHOLE, SegmentOptions(), Calibration())
     assert regions == []
