@@ -1,5 +1,6 @@
 """Who is let in: at most so many requests at once, and none that cannot be answered in its time."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -19,11 +20,14 @@ class Admission:
         self.is_closed = False
         self._max_in_hand = max_in_hand
         self._per_answer_s = 0.0
-        self._last_event = 0.0
+        self._last_answer = -math.inf
 
     @property
     def expected_s(self) -> float:
-        """How long a request that came now would take, if answers go on leaving as they did while there was work."""
+        """How long a request that came now would take, if answers go on leaving as they did while there was work.
+
+        Work is on requests whose pictures are here: what clients and links' servers take says nothing of the models.
+        """
         return (self.in_hand + 1) * self._per_answer_s
 
     def enter(self, left_s: float) -> None:
@@ -42,18 +46,21 @@ class Admission:
             self._per_answer_s *= 1 - _SMOOTHING
             detail = f"An answer would take about {expected:.1f} s; this request has {max(left_s, 0):.2g} s."
             raise Problem(problems.BUSY, detail)
-        if not self.in_hand:
-            self._last_event = time.perf_counter()
         self.in_hand += 1
 
-    def leave(self, *, answered: bool) -> None:
-        """`answered`: whether the models did the work; what was refused or given up says nothing of their speed."""
+    def leave(self, *, worked_since: float | None) -> None:
+        """Let a request go.
+
+        Args:
+            worked_since: when the picture was here, by `time.perf_counter`; None if there was no answer: what was
+                refused or given up says nothing of the models' speed.
+        """
         self.in_hand -= 1
-        if answered:
+        if worked_since is not None:
             now = time.perf_counter()
-            took = now - self._last_event
+            took = now - max(self._last_answer, worked_since)
             self._per_answer_s += _SMOOTHING * (took - self._per_answer_s)
-            self._last_event = now
+            self._last_answer = now
 
 
 class PictureMemory:

@@ -36,11 +36,15 @@ _AHEAD_SHARE, _AHEAD_S = 0.4, 0.5
 
 @dataclass(slots=True)
 class Ticket:
-    """What a request carries through the service. `began` and `deadline` are of `time.perf_counter`."""
+    """What a request carries through the service; its times are of `time.perf_counter`.
+
+    arrived: when all of its body was here, or the picture behind its link.
+    """
 
     request_id: str
     began: float
     deadline: float
+    arrived: float
 
     @property
     def left_s(self) -> float:
@@ -103,7 +107,8 @@ class Gate:
         headers = Headers(scope=scope)
         asked_id = headers.get("x-request-id", "")
         request_id = asked_id if _SANE_ID.fullmatch(asked_id) else secrets.token_hex(8)
-        scope[problems.TICKET] = Ticket(request_id, began, began + self._timeout_s)
+        ticket = Ticket(request_id, began, deadline=began + self._timeout_s, arrived=began)
+        scope[problems.TICKET] = ticket
         path = _path_of(scope)
         admission = self._admissions.get(path) if scope["method"] == "POST" else None
         status = 0
@@ -117,10 +122,10 @@ class Gate:
         try:
             if path.startswith("/v1/"):
                 self._check_key(headers)
-            scope[problems.TICKET].deadline = began + self._timeout(headers)
+            ticket.deadline = began + self._timeout(headers)
             if admission is not None:
                 _check_charset(headers)
-                admission.enter(scope[problems.TICKET].left_s)
+                admission.enter(ticket.left_s)
         except Problem as problem:
             problem.headers = {**(problem.headers or {}), **headers_if_unread(headers, self._max_bytes)}
             await problem.response(request_id)(scope, receive, noting_status)
@@ -129,13 +134,13 @@ class Gate:
         if admission is not None:
             self._metrics.in_hand(path, admission.in_hand)
         try:
-            await self._app(scope, _in_time(receive, scope[problems.TICKET]), noting_status)
+            await self._app(scope, _in_time(receive, ticket), noting_status)
         except Exception:
             status = 500  # sent by Starlette's own middleware, outside this one
             raise
         finally:
             if admission is not None:
-                admission.leave(answered=status == 200)
+                admission.leave(worked_since=ticket.arrived if status == 200 else None)
             self._note(path, admission, status, request_id, began)
 
     def _check_key(self, headers: Headers) -> None:
@@ -207,6 +212,7 @@ def _in_time(receive: Receive, ticket: Ticket) -> Receive:
             detail = f"The request's body was not there within {ticket.timeout_s:.3g} s."
             raise Problem(problems.DEADLINE_PASSED, detail, headers={"Connection": "close"}) from error
         is_whole = not message.get("more_body", False)
+        ticket.arrived = time.perf_counter()
         return message
 
     return received

@@ -87,7 +87,8 @@ class Pictures:
         else:
             started = time.perf_counter()
             file = BytesIO(await self._fetch(form.image_url or "", ticket))
-            fetch_ms = 1000 * (time.perf_counter() - started)
+            ticket.arrived = time.perf_counter()
+            fetch_ms = 1000 * (ticket.arrived - started)
         decoding = self._threads.submit(self._decode, file, side, fetch_ms)
         try:
             yield await asyncio.wrap_future(decoding)

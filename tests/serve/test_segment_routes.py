@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hostile import form
 from live import assert_problem, png
 from PIL import Image
 from pycocotools import mask as coco
@@ -366,9 +367,10 @@ def test_coarse_for_want_of_time_is_said(port: Port, client: Client, scene: Labe
 
 def test_admission_refuses_what_cannot_be_answered_in_time() -> None:
     admission = Admission(10)
+    began = time.perf_counter()
     admission.enter(0.01)  # nothing is known yet: it is tried
     time.sleep(0.3)
-    admission.leave(answered=True)
+    admission.leave(worked_since=began)
     for _ in range(5):
         admission.enter(60)
     expected = admission.expected_s
@@ -385,9 +387,42 @@ def test_admission_refuses_what_cannot_be_answered_in_time() -> None:
     else:
         pytest.fail("an estimate from long ago kept everybody out")
     for _ in range(6):
-        admission.leave(answered=False)
+        admission.leave(worked_since=None)
     assert admission.in_hand == 0
     admission.enter(1e-6)  # nobody else is there: it is tried
+
+
+@pytest.mark.parametrize("by_link", [False, True])
+def test_the_time_in_which_a_picture_is_on_its_way_is_no_work(
+    port: Port, card: SegmenterCard, monkeypatch: pytest.MonkeyPatch, by_link: bool
+) -> None:
+    real, late_s = time.perf_counter, [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: real() + late_s[0])
+    client = Client(port, card, request_timeout_s=3600)
+    admission = client.app.state.admissions["/v1/segment"]
+    image = png(np.zeros((20, 20, 3), np.uint8))
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"--b\r\n"
+        late_s[0] += 1000
+        yield form([("prompts", b"star"), ("image", image)])[len(b"--b\r\n") :]
+
+    async def fetch(url: str, *, max_bytes: int, timeout_s: float) -> bytes:
+        late_s[0] += 1000
+        return image
+
+    monkeypatch.setattr("serve.pictures.fetch", fetch)
+    admission.enter(60)  # somebody else, who is at it all the time
+    if by_link:
+        found(client.segment(None, ["star"], image_url="http://example.org/a.png"))
+    else:
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        request = {"method": "POST", "url": "/v1/segment", "content": body(), "headers": headers}
+        found(client.requests(request)[0])
+    assert admission.expected_s < 50
+    late_s[0] += 1000  # nothing to do
+    found(client.segment(image, ["star"]))
+    assert admission.expected_s < 50
 
 
 def test_the_memory_of_pictures_is_bounded() -> None:
