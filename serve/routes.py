@@ -102,7 +102,7 @@ def picture_routes(
     Args:
         image_size: side of the square that the classifier works on.
     """
-    router = APIRouter(dependencies=[Depends(_require_multipart)])
+    router = APIRouter()
     pictures = Pictures(settings)
     model = SegmenterName(preset=card.preset, clipseg=card.clipseg, sam2=card.sam2)
 
@@ -233,12 +233,3 @@ async def _in_time(ticket: Ticket) -> AsyncIterator[None]:
 
 def _too_late(ticket: Ticket) -> Problem:
     return Problem(problems.DEADLINE_PASSED, f"There was no answer within {ticket.timeout_s:.3g} s.")
-
-
-async def _require_multipart(request: Request) -> None:
-    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if sent != "multipart/form-data":
-        raise Problem(
-            problems.UNSUPPORTED_MEDIA_TYPE,
-            f"The body must be multipart/form-data with a file named 'image', not {sent or 'without a type'}.",
-        )

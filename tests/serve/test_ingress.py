@@ -177,6 +177,26 @@ def test_a_body_that_is_not_multipart(options: dict[str, Any]) -> None:
     assert_problem(request("POST", "/v1/classify", **options), 415, "unsupported-media-type")
 
 
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "application/json", ""])
+def test_a_body_that_is_not_multipart_is_refused_before_it_is_read(content_type: str) -> None:
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(True)
+        yield b"&" * 10
+
+    headers = {"content-type": content_type} if content_type else {}
+    response = request("POST", "/v1/classify", content=body(), headers=headers)
+    assert_problem(response, 415, "unsupported-media-type")
+    assert not read
+
+
+@pytest.mark.parametrize("path", ["/v1/classify%0A", "/v1/classify%0D", "/%00", "/v1/models%0A", "/healthz%0A"])
+def test_no_path_with_control_characters_leads_anywhere(path: str) -> None:
+    for method in ("GET", "POST"):
+        assert_problem(request(method, path, files={"image": picture()}), 404, "not-found")
+
+
 @pytest.mark.parametrize(
     ("charset", "status"),
     [("punycode", 415), ('"PunyCode"', 415), ("utf-8; charset=utf-16", 415), ("UTF-8", 200), ('"us-ascii"', 200)],
