@@ -79,6 +79,7 @@ class ShardWorker:
             threads=work.threads,
         )
         self._lost = 0  # pictures in a row, also over shards, that could not be fetched
+        self._failed, self._failure = 0, ""  # the same for those that the model failed on, and how it did on the last
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._try(shard) for shard in block["shard"].to_pylist()], _DONE_SCHEMA)
@@ -145,19 +146,25 @@ class ShardWorker:
             )
 
     def _ask(self, shard: int, batch: Sequence[Picture], rows: _Rows) -> list[Unusable]:
-        """Add the answers about a batch to the rows; one picture that the model fails on must not fail the others."""
-        if not batch:
-            return []
+        """Add the answers about a batch to the rows; one picture that the model fails on must not fail the others.
+
+        When it fails on many in a row, such as after an error of the GPU that stays, no picture is at fault.
+        """
+        unusable = self._answer(shard, batch, rows) if batch else []
+        if unusable and self._failed >= _NO_COINCIDENCE:
+            raise JobStopped(f"the model fails on every picture, the last of them {unusable[-1].name}: {self._failure}")
+        return unusable
+
+    def _answer(self, shard: int, batch: Sequence[Picture], rows: _Rows) -> list[Unusable]:
         try:
             answers = self._work.task.answer(self._model, batch)
         except (RuntimeError, ValueError, MemoryError) as error:  # PyTorch's own, such as for memory, are RuntimeErrors
-            if len(batch) == 1:
-                kind = type(error).__name__
-                return [Unusable(batch[0].image_id, batch[0].name, f"The model failed on it: {kind}: {error}")]
-            failed = [one for picture in batch for one in self._ask(shard, [picture], rows)]
-            if len(failed) == len(batch) >= _NO_COINCIDENCE:
-                raise JobStopped(f"the model fails on every picture: {error}") from error
-            return failed
+            if len(batch) > 1:
+                return [one for picture in batch for one in self._answer(shard, [picture], rows)]
+            self._failed += 1
+            self._failure = f"{type(error).__name__}: {error}"
+            return [Unusable(batch[0].image_id, batch[0].name, f"The model failed on it: {self._failure}")]
+        self._failed = 0
         for name, data in answers.overlays.items():
             self._work.store.write(f"{OVERLAYS}/part-{shard:06d}/{name}", data)
         rows += answers.rows

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 from benchmarks.object_store import BUCKET, object_store
 from core.augment import normalise
 from core.checkpoint import load
+from core.image_classifier import ImageClassifier
 from core.images import decode
 from core.segment.options import SegmentOptions
 from core.segment.pipeline import Segmenter
@@ -26,7 +27,7 @@ from serve import batch_reader
 from serve.batch_finish import COCO_FILE, ERRORS_FILE, finish
 from serve.batch_input import find_input
 from serve.batch_job import ERROR_SCHEMA, ERRORS, Job, attempts_file, open_job, write_part
-from serve.batch_models import Classification, Segmentation, Task
+from serve.batch_models import Answers, Classification, Picture, Segmentation, Task
 from serve.batch_reader import _cells
 from serve.batch_storage import Store
 from serve.batch_worker import ShardWorker, Work
@@ -45,6 +46,18 @@ def segmenter() -> Segmenter:
 def classify(checkpoint_folder: Path) -> Task:
     """Where it does not matter what is asked of the pictures."""
     return Classification(folder=checkpoint_folder, top_k=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailsOn(Classification):
+    """Classifies all but these pictures, or any that share a call with one of them."""
+
+    names: Collection[str]
+
+    def answer(self, classifier: ImageClassifier, pictures: Sequence[Picture]) -> Answers:
+        if any(picture.name in self.names for picture in pictures):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return super().answer(classifier, pictures)
 
 
 class Run:
@@ -335,6 +348,33 @@ def test_an_object_store_that_fails_within_a_parquet_file_stops_the_job(
             assert stopped(run.do()) == [True] and run.job.done() == set()
         store.begin()
         assert stopped(run.do()) == [False] and not run.errors
+
+
+@pytest.mark.parametrize(("shard_size", "batch_size", "done"), [(8, 4, set()), (8, 3, set()), (8, 1, set()), (3, 4, {0})])
+def test_a_model_that_fails_on_every_picture_stops_the_job(
+    shard_size: int, batch_size: int, done: set[int], checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    write_scenes(folder, 8, side=64)
+    task = FailsOn(folder=checkpoint_folder, top_k=1, names=[file.name for file in folder.iterdir()])
+    run = Run(task, folder, tmp_path / "out", shard_size=shard_size)
+    run.work = replace(run.work, batch_size=batch_size)
+    said = [shard["stopped"] for shard in run.do()]
+    assert [shard for shard, stop in enumerate(said) if stop is None] == sorted(done) == sorted(run.job.done())
+    assert all("the model fails on every picture" in stop and "device-side" in stop for stop in said if stop)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_model_that_fails_on_some_pictures_fails_on_those_alone(
+    batch_size: int, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    write_scenes(folder, 8, side=64)
+    names = [f"{number:03d}.png" for number in (0, 1, 2, 4, 5, 6)]
+    run = Run(FailsOn(folder=checkpoint_folder, top_k=1, names=names), folder, tmp_path / "out", shard_size=4)
+    run.work = replace(run.work, batch_size=batch_size)
+    assert [shard["stopped"] for shard in run.do()] == [None, None]
+    assert list(run.errors) == names
 
 
 @pytest.mark.parametrize("place", ["folder", "memory://out"])
