@@ -37,6 +37,8 @@ _BMP_RUN_LENGTHS = (1, 2)
 
 # What makes an EXIF orientation upright: T swaps rows and columns, then V turns top to bottom, H left to right.
 _UPRIGHT = {2: "H", 3: "VH", 4: "V", 5: "T", 6: "TH", 7: "TVH", 8: "TV"}
+# Where Pillow looks for an orientation that EXIF lacks, and browsers do not: many editors leave an old one there.
+_XMP = ("xmp", "XML:com.adobe.xmp")
 # Bytes a pixel that `decode` takes at its peak: Pillow's 4 and the result's 3; where that is more, before the result is
 # made, what libjpeg keeps of a file in several scans, at worst four channels, and what libwebp keeps.
 _PEAK_BYTES = {"JPEG": 13, "MPO": 13, "WEBP": 17}
@@ -187,10 +189,13 @@ def _upright_rgb(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
 
 def _turns(picture: Image.Image) -> str:
     # Not ImageOps.exif_transpose: it also writes the EXIF block anew, which fails on blocks that are merely untidy.
+    xmp = {key: picture.info.pop(key) for key in _XMP if key in picture.info}
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
     except _DECODER_ERRORS:
         return ""  # a photograph with a broken EXIF block is still a photograph
+    finally:
+        picture.info.update(xmp)
     return _UPRIGHT.get(orientation, "") if isinstance(orientation, int) else ""
 
 

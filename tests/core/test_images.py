@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from core.images import PictureError, PictureTooLargeError, as_rgb, cost, decode, resize
 
@@ -71,6 +71,27 @@ def test_stands_upright(orientation: int) -> None:
 def test_a_broken_exif_block_does_not_cost_the_picture() -> None:
     data = encode(Image.new("RGB", (6, 4), RED), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
     assert read(data).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [None, 1, 8])
+def test_the_orientation_is_that_of_exif_and_not_of_xmp(picture_format: str, orientation: int | None) -> None:
+    """Editors leave the old one in XMP when they turn a picture; browsers read EXIF alone."""
+    xmp = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    options: dict[str, Any] = {"xmp": xmp}
+    if picture_format == "PNG":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        options = {"pnginfo": text}
+    if orientation is not None:
+        options["exif"] = Image.Exif()
+        options["exif"][ExifTags.Base.Orientation] = orientation
+    data = encode(Image.new("RGB", (6, 4), RED), picture_format, **options)
+    shape = (6, 4, 3) if orientation == 8 else (4, 6, 3)
+    assert read(data).shape == shape
+    with Image.open(io.BytesIO(data)) as image:
+        assert as_rgb(image).shape == shape
+        assert "tiff:Orientation" in str(image.info)  # the image is the caller's: it keeps what it has
 
 
 def test_transparency_is_laid_over_white() -> None:
