@@ -54,15 +54,15 @@ class ClipSeg:
             precision: of the vision tower: `bf16`, `float32` or `auto`; text tower and decoder stay in float32.
 
         Raises:
-            ValueError: there is no such checkpoint, or it is not CLIPSeg's.
+            ValueError: there is no such checkpoint, it is damaged or lacks something, or it is not CLIPSeg's.
         """
         import_torchvision()
-        from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
+        from huggingface_hub.errors import StrictDataclassError
+        from safetensors import SafetensorError
 
         try:
-            model: Any = CLIPSegForImageSegmentation.from_pretrained(str(name), use_safetensors=True)
-            processor = CLIPSegProcessor.from_pretrained(str(name))
-        except (OSError, ValueError) as error:
+            model, processor = _load(str(name))
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
             raise ValueError(f"no CLIPSeg checkpoint can be loaded from {str(name)!r}: {error}") from error
         folder = Path(name)
         revision = _digest(folder) if folder.is_dir() else f"{name}@{model.config._commit_hash}"
@@ -131,6 +131,24 @@ class ClipSeg:
                 logits = self.model.decoder(list(stacked), texts[part]).logits
                 chunks.append(logits.float().reshape(-1, *logits.shape[-2:]).cpu())
         return list(torch.cat(chunks).clone().split([len(asked) for asked in prompts]))
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    """Model and processor. What a checkpoint lacks, `transformers` makes up: here that is a ValueError."""
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
+
+    config, _ = CLIPSegConfig.get_config_dict(name)
+    kind = config.get("model_type", CLIPSegConfig.model_type)
+    if kind != CLIPSegConfig.model_type:
+        raise ValueError(f"it is a model of the type {kind!r}")
+    model, report = CLIPSegForImageSegmentation.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"it lacks {len(missing)} tensors, such as {missing[0]}")
+    processor: Any = CLIPSegProcessor.from_pretrained(name)
+    if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):
+        raise ValueError("its tokenizer knows no words")
+    return model, processor
 
 
 def _digest(folder: Path) -> str:

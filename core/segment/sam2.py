@@ -78,7 +78,7 @@ class Sam2:
             precision: of the image encoder: `bf16`, `float32`, or `auto`; the decoder stays in float32.
 
         Raises:
-            ValueError: there is no such checkpoint, or it does not fit the configuration.
+            ValueError: there is no such checkpoint, it is damaged, or it does not fit the configuration.
         """
         import_torchvision()
         path = Path(checkpoint)
@@ -87,7 +87,10 @@ class Sam2:
         elif path.is_file():
             weights = path
             if config is None:
-                raise ValueError(f"{path} needs config=: the name of the sam2 configuration that it was trained with")
+                raise ValueError(
+                    f"{path} needs config= (the setting sam2_config): the name of the sam2 configuration that it was "
+                    "trained with; a folder with config.yaml and model.safetensors needs none"
+                )
         else:
             weights, config = _from_hub(str(checkpoint))
         model = build(config)
@@ -184,12 +187,14 @@ def build(config: str) -> Any:
     """The untrained model that a configuration describes: a name of one of sam2's own, or a YAML file.
 
     Raises:
-        ValueError: the file cannot be read, or names a class that is not sam2's.
+        ValueError: the file cannot be read, names a class that is not sam2's, or describes no model of sam2's.
     """
     import_torchvision()
     import yaml
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
+    from sam2.modeling.sam2_base import SAM2Base
 
     file = Path(config)
     if not file.is_file():
@@ -200,7 +205,7 @@ def build(config: str) -> Any:
         plain = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"the sam2 configuration {config!r} cannot be read: {error}") from error
-    if not isinstance(plain, dict) or "model" not in plain:
+    if not isinstance(plain, dict) or not isinstance(plain.get("model"), dict):
         raise ValueError(f"{config}: a sam2 configuration has a section `model`")
     _allow_only_sam2(plain["model"], config)
     model = plain["model"]
@@ -210,7 +215,13 @@ def build(config: str) -> Any:
         "dynamic_multimask_stability_thresh": 0.98,
         **(model.get("sam_mask_decoder_extra_args") or {}),
     }
-    return instantiate(model)
+    try:
+        built = instantiate(model)
+    except InstantiationException as error:
+        raise ValueError(f"{config} does not describe a model of sam2's: {error}") from error
+    if not isinstance(built, SAM2Base):
+        raise ValueError(f"{config} does not describe a model of sam2's, but a {type(built).__name__}")
+    return built
 
 
 def _allow_only_sam2(node: object, config: str) -> None:
@@ -228,10 +239,23 @@ def _allow_only_sam2(node: object, config: str) -> None:
 
 def _read(weights: Path) -> dict[str, Tensor]:
     if weights.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(weights)
-    return torch.load(weights, map_location="cpu", weights_only=True)["model"]
+        try:
+            return load_file(weights)
+        except SafetensorError as error:
+            raise ValueError(f"{weights} cannot be read: {error}") from error
+    try:
+        content = torch.load(weights, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # all kinds on damaged bytes; on objects, with the advice to let them run code
+        raise ValueError(f"{weights} cannot be read: it is damaged, or holds other things than tensors") from error
+    tensors = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{weights} cannot be read: it holds no tensors under the name 'model'")
+    return tensors
 
 
 def _from_hub(name: str) -> tuple[Path, str]:

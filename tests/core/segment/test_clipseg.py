@@ -1,11 +1,16 @@
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from core.segment.clipseg import ClipSeg
+from core.segment.presets import PRESETS
 
 PROMPTS = ["red circle", "a star", "something else entirely"]
 
@@ -69,3 +74,54 @@ def test_what_is_kept_of_a_batch_holds_its_own_memory_only(clipseg: ClipSeg, pic
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no CLIPSeg checkpoint can be loaded from .*nowhere"):
         ClipSeg.from_pretrained(tmp_path / "nowhere")
+
+
+def without_decoder(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("decoder.")}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def of_another_size(folder: Path) -> None:
+    edit_config(folder, reduce_dim=32)
+
+
+def of_nonsense(folder: Path) -> None:
+    edit_config(folder, reduce_dim="many")
+
+
+def of_another_kind(folder: Path) -> None:
+    edit_config(folder, model_type="bert")
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def without_words(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def edit_config(folder: Path, **fields: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (without_decoder, "lacks .* tensors, such as decoder"),
+        (of_another_size, "mismatch"),
+        (of_nonsense, "reduce_dim"),
+        (of_another_kind, "'bert'"),
+        (cut_short, ""),
+        (without_words, "tokenizer knows no words"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(damage: Callable[[Path], None], why: str, tmp_path: Path) -> None:
+    folder = tmp_path / "clipseg"
+    shutil.copytree(PRESETS["demo"][0], folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=rf"(?s)no CLIPSeg checkpoint can be loaded from .*clipseg': .*{why}"):
+        ClipSeg.from_pretrained(folder)

@@ -1,4 +1,6 @@
+import datetime
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from benchmarks.full_size import SAM2_TINY
+from core.segment.presets import PRESETS
 from core.segment.sam2 import MaskPrompt, Sam2, build
 
 BOX = np.array([20.0, 30.0, 120.0, 110.0])
@@ -81,7 +84,7 @@ def test_prompts_that_mislead_are_refused() -> None:
 
 
 def test_bad_checkpoints_are_refused_by_name(sam2_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs config="):
+    with pytest.raises(ValueError, match=r"needs config= \(the setting sam2_config\)"):
         Sam2.from_pretrained(sam2_file)
     with pytest.raises(ValueError, match=r"does not fit configs/sam2.1/sam2.1_hiera_s.yaml"):
         Sam2.from_pretrained(sam2_file, config="configs/sam2.1/sam2.1_hiera_s.yaml")
@@ -91,3 +94,53 @@ def test_bad_checkpoints_are_refused_by_name(sam2_file: Path, tmp_path: Path) ->
     torch.save({}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"only classes of sam2\.modeling are allowed"):
         Sam2.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"hello", "cannot be read: it is damaged"),
+        ([1, 2], "cannot be read: it holds no tensors"),
+        ({"weights": {}}, "cannot be read: it holds no tensors"),
+        ({"model": [1, 2]}, "cannot be read: it holds no tensors"),
+        ({"model": {}, "when": datetime.datetime(2026, 1, 1)}, "cannot be read: .*other things than tensors$"),
+        ({"model": {}}, "does not fit"),
+    ],
+    ids=["noise", "a list", "another name", "no names", "an object", "nothing"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(content: object, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "sam2.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    with pytest.raises(ValueError, match=rf"sam2\.pt {why}"):
+        Sam2.from_pretrained(file, config=f"{PRESETS['demo'][1]}/config.yaml")
+
+
+def test_a_folder_whose_weights_are_cut_short_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(PRESETS["demo"][1], tmp_path / "sam2")
+    file = tmp_path / "sam2" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        Sam2.from_pretrained(tmp_path / "sam2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {_target_: sam2.modeling.sam2_base.SAM2Base, foo: 1}",
+        "model: {_target_: sam2.modeling.nothing.Nothing}",
+        "model: {_target_: sam2.modeling.position_encoding.PositionEmbeddingRandom}",
+        "model: {foo: 1}",
+        "model: [1]",
+        "model: {foo: '${bar}'}",
+        "model: {",
+        "- model",
+    ],
+)
+def test_a_configuration_that_is_not_sam2s_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        build(str(file))
