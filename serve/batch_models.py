@@ -98,15 +98,21 @@ class Segmentation:
         """The models.
 
         Raises:
-            ValueError: one of them cannot be loaded; the message names it.
+            ValueError: one of them cannot be loaded, or a prompt is too long for it; the message names it.
         """
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # the job has its own
         # The demo weights are looked up by every worker in its own copy of the project.
-        return Segmenter.from_preset(
+        segmenter = Segmenter.from_preset(
             self.preset, clipseg=self.clipseg, sam2=self.sam2, calibration=self.calibration, device=device
         )
+        for prompt in self.prompts:
+            try:
+                segmenter.grounder.prompt_tokens.check([prompt])
+            except ValueError as error:
+                raise ValueError(str(error).replace("prompt 1", f"the prompt {prompt!r}")) from error
+        return segmenter
 
     def settings(self, segmenter: Segmenter) -> dict[str, Any]:
         """All that the rows depend on."""

@@ -117,6 +117,7 @@ def _model_routes(settings: Settings, classifier: ClassifierPort, card: Segmente
         max_pixels=settings.max_pixels,
         max_prompts=settings.max_prompts,
         max_prompt_characters=MAX_PROMPT_CHARACTERS,
+        max_prompt_tokens=None if card.prompt_tokens is None else card.prompt_tokens.limit,
         request_timeout_s=settings.request_timeout_s,
         formats=list(images.FORMATS),
         urls=settings.allow_urls,

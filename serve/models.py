@@ -73,6 +73,7 @@ def segmenter_card(settings: Settings, clipseg: Grounder, sam2: Sam2) -> Segment
         sam2=sam2.revision,
         device=settings.device,
         low_res_size=sam2.low_res_size,
+        prompt_tokens=clipseg.prompt_tokens,
         shapes=words[0],
         colours=words[1],
         sizes=words[2],

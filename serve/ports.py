@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from core.segment.options import SegmentOptions
+from core.segment.prompt_tokens import PromptTokens
 from core.segment.results import PromptResult
 from serve.schemas import Classification, ModelCard
 
@@ -14,8 +15,8 @@ from serve.schemas import Classification, ModelCard
 class SegmenterCard:
     """The segmentation models as they are loaded.
 
-    low_res_size: side of SAM 2's mask logits. shapes, colours, sizes: the words that the models know, where they know
-    few.
+    low_res_size: side of SAM 2's mask logits. prompt_tokens: what refuses prompts that are too long for CLIPSeg; None
+    if none are. shapes, colours, sizes: the words that the models know, where they know few.
     """
 
     preset: str
@@ -23,6 +24,7 @@ class SegmenterCard:
     sam2: str
     device: str
     low_res_size: int
+    prompt_tokens: PromptTokens | None = None
     shapes: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from core.images import PictureError
 from core.segment.options import MAX_PROMPT_CHARACTERS, SegmentOptions, check_prompts
+from core.segment.prompt_tokens import PromptTokens
 from serve import problems
 from serve.answers import MaskFormat, overlay, prompt_answers
 from serve.gate import Ticket, ticket_of
@@ -137,7 +138,7 @@ def picture_routes(
         ticket: Annotated[Ticket, Depends(ticket_of)],
     ) -> Response:
         """Masks of what the prompts name. That a prompt is not in the picture is an answer, with its reason."""
-        prompts = _checked_prompts(form.prompts, settings.max_prompts)
+        prompts = _checked_prompts(form.prompts, settings.max_prompts, card.prompt_tokens)
         options = SegmentOptions(threshold=form.threshold, refine=form.refine, max_instances=form.max_instances)
         drawn = prefers_png(request.headers.get("accept", ""))
         async with _in_time(ticket), pictures.read(form, ticket) as picture:
@@ -212,11 +213,14 @@ def _written(form: SegmentForm, picture: Picture, answer: SegmentAnswer, model: 
     return body.model_dump_json(exclude_defaults=True).encode()
 
 
-def _checked_prompts(prompts: list[str], most: int) -> tuple[str, ...]:
+def _checked_prompts(prompts: list[str], most: int, tokens: PromptTokens | None) -> tuple[str, ...]:
     try:
         if len(prompts) > most:
             raise ValueError(f"{len(prompts)} prompts; at most {most} are answered at once")
-        return tuple(check_prompts(prompts))
+        cleaned = tuple(check_prompts(prompts))
+        if tokens is not None:
+            tokens.check(cleaned)
+        return cleaned
     except ValueError as error:
         errors = [FieldError(field="prompts", message=str(error))]
         raise Problem(problems.INVALID_FIELD, f"prompts: {error}", errors=errors) from error

@@ -188,6 +188,9 @@ class Limits(BaseModel):
     max_pixels: int
     max_prompts: int
     max_prompt_characters: int
+    max_prompt_tokens: int | None = Field(
+        description="Words and parts of words of a prompt that the segmenter reads. Null: all of them."
+    )
     request_timeout_s: float
     formats: list[str] = Field(description="Picture formats that are read.")
     urls: bool = Field(description="Whether pictures may be given by URL.")
@@ -230,6 +233,7 @@ class Models(BaseModel):
             "max_pixels": 40000000,
             "max_prompts": 16,
             "max_prompt_characters": 500,
+            "max_prompt_tokens": 75,
             "request_timeout_s": 30,
             "formats": ["JPEG", "PNG"],
             "urls": True,

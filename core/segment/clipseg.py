@@ -16,6 +16,7 @@ from torch import Tensor
 from core.runtime import import_torchvision, resolve_device
 from core.segment.encoding import encoder_batches, encoding
 from core.segment.grounder import Image
+from core.segment.prompt_tokens import PromptTokens
 
 # Rows of (picture, prompt) that the decoder takes at a time: what bounds the memory of a call. A CPU is faster with a
 # few, which stay in its cache; so few sizes need not be made fewer by `encoding.parts`.
@@ -43,6 +44,8 @@ class ClipSeg:
         self.revision = revision
         self.device, self.precision = device, precision
         self.image_size: int = model.config.vision_config.image_size
+        self._max_tokens: int = model.config.text_config.max_position_embeddings
+        self.prompt_tokens = PromptTokens(processor.tokenizer.backend_tokenizer, self._max_tokens)
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -91,15 +94,14 @@ class ClipSeg:
         return [ClipSegFeatures(activations.clone()) for activations in stacked]
 
     def encode_texts(self, prompts: Sequence[str]) -> Float[Tensor, "prompts dim"]:
-        """Embeddings, kept for the next time a prompt is asked. Tokens beyond the model's limit are cut off."""
+        """Embeddings, kept for the next time a prompt is asked. What `prompt_tokens` refuses is cut."""
         keys = [" ".join(prompt.split()).lower() for prompt in prompts]
         with self._lock:
             known = {key: self._texts[key] for key in keys if key in self._texts}
         missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
-            limit = self.model.config.text_config.max_position_embeddings
             tokens = self.processor.tokenizer(
-                missing, padding=True, truncation=True, max_length=limit, return_tensors="pt"
+                missing, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
             ).to(self.device)
             with torch.inference_mode():
                 fresh = self.model.clip.get_text_features(
@@ -141,7 +143,8 @@ def _load(name: str) -> tuple[Any, Any]:
     kind = config.get("model_type", CLIPSegConfig.model_type)
     if kind != CLIPSegConfig.model_type:
         raise ValueError(f"it is a model of the type {kind!r}")
-    model, report = CLIPSegForImageSegmentation.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+    loaded: Any = CLIPSegForImageSegmentation.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"it lacks {len(missing)} tensors, such as {missing[0]}")

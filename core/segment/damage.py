@@ -71,6 +71,7 @@ class DamagedGrounder:
     def __init__(self, grounder: Grounder, kind: str, strength: int) -> None:
         self.grounder, self.damage = grounder, functools.partial(DAMAGES[kind], strength=strength)
         self.revision, self.image_size = grounder.revision, grounder.image_size
+        self.prompt_tokens = grounder.prompt_tokens
 
     def encode_images(self, images: Sequence[Image]) -> Sequence[Any]:
         return self.grounder.encode_images(images)

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from core.segment.prompt_tokens import PromptTokens
+
 Image = UInt8[np.ndarray, "_ _ 3"]
 
 
@@ -23,6 +25,7 @@ class Grounder(Protocol):
 
     revision: str
     image_size: int
+    prompt_tokens: PromptTokens
 
     def encode_images(self, images: Sequence[Image]) -> Sequence[Any]:
         """`Features` of each picture, RGB in [0, 255], of any size."""

@@ -58,6 +58,6 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
         if not text:
             raise ValueError(f"prompt {number} is empty")
         if len(text) > MAX_PROMPT_CHARACTERS:
-            raise ValueError(f"prompt {number} has {len(text):,} characters; at most {MAX_PROMPT_CHARACTERS} are read")
+            raise ValueError(f"prompt {number} has {len(text):,} characters; at most {MAX_PROMPT_CHARACTERS} are taken")
         cleaned.append(text)
     return cleaned

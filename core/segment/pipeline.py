@@ -108,6 +108,8 @@ class Segmenter:
         if len(pictures) != len(prompts):
             raise ValueError(f"{len(pictures)} pictures with {len(prompts)} lists of prompts: one list a picture")
         asked = [check_prompts(texts) for texts in prompts]
+        for texts in asked:
+            self.grounder.prompt_tokens.check(texts)
         options = options or SegmentOptions()
         results: list[list[PromptResult]] = []
         for part in _parts(list(zip(pictures, asked, strict=True))):

@@ -162,6 +162,7 @@ def test_killed_on_s3_and_run_again_it_equals_the_undisturbed(
         (("full", "--prompt", "star", "--output", "full/out"), "lies within the input"),
         (("full", "--prompt", "star", "--sam2", "nobody/nothing"), "nobody/nothing"),
         (("full", "--prompt", "star", "--calibration", "full/000.png"), "cannot be read"),
+        (("full", "--prompt", "star", "--prompt", "small " * 14 + "ring"), "small ring' has 15 tokens"),
         (("full", "--classifier", "empty"), "empty is not a checkpoint folder"),
         (("full", "--prompts-file", "full/000.png"), "line 1 is not UTF-8 text"),
         (("full", "--prompt", "star", "--address", "127.0.0.1:1"), "cannot be joined"),

@@ -350,7 +350,9 @@ def test_an_object_store_that_fails_within_a_parquet_file_stops_the_job(
         assert stopped(run.do()) == [False] and not run.errors
 
 
-@pytest.mark.parametrize(("shard_size", "batch_size", "done"), [(8, 4, set()), (8, 3, set()), (8, 1, set()), (3, 4, {0})])
+@pytest.mark.parametrize(
+    ("shard_size", "batch_size", "done"), [(8, 4, set()), (8, 3, set()), (8, 1, set()), (3, 4, {0})]
+)
 def test_a_model_that_fails_on_every_picture_stops_the_job(
     shard_size: int, batch_size: int, done: set[int], checkpoint_folder: Path, tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def test_models_lists_what_is_loaded_and_the_limits() -> None:
     assert body["models"] == [CARD.model_dump()]
     assert body["segmenter"]["vocabulary"] == {"shapes": ["ring"], "colours": ["red"], "sizes": []}
     assert body["limits"]["max_pixels"] == 10_000
+    assert body["limits"]["max_prompt_tokens"] is None
     assert "PNG" in body["limits"]["formats"]
 
 

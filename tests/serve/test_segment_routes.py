@@ -199,6 +199,7 @@ def test_options_reach_the_segmenter(client: Client, scene: Labelled) -> None:
         ({"prompts": [" "]}, "prompts"),
         ({"prompts": ["star"] * 9}, "prompts"),
         ({"prompts": ["x" * 501]}, "prompts"),
+        ({"prompts": ["star", "small " * 14 + "star"]}, "prompts"),
         ({"prompts": ["star"], "threshold": "1.5"}, "threshold"),
         ({"prompts": ["star"], "threshold": "nan"}, "threshold"),
         ({"prompts": ["star"], "threshold": "high"}, "threshold"),
@@ -213,6 +214,14 @@ def test_a_bad_field_is_named(client: Client, scene: Labelled, fields: dict[str,
     body = assert_problem(client.segment(png(scene.image), **fields), 422, "invalid-field")
     assert any(error["field"].startswith(name) for error in body["errors"]), body
     assert body["request_id"]
+
+
+def test_how_long_a_prompt_may_be_is_said_and_held(client: Client, scene: Labelled) -> None:
+    (models,) = client.requests({"method": "GET", "url": "/v1/models"})
+    most = models.json()["limits"]["max_prompt_tokens"]
+    found(client.segment(png(scene.image), ["small " * (most - 1) + "star"], refine="false"))
+    body = assert_problem(client.segment(png(scene.image), ["small " * most + "star"]), 422, "invalid-field")
+    assert f"prompt 1 has {most + 1} tokens" in body["detail"] and f"at most {most}" in body["detail"]
 
 
 @pytest.mark.parametrize(

@@ -185,11 +185,18 @@ def test_two_hundred_prompts_are_answered(segmenter: Segmenter, scenes: list[Lab
         (["circle", " \t\x00"], "prompt 2 is empty"),
         (["x" * (MAX_PROMPT_CHARACTERS + 1)], "501 characters"),
         ("circle", "must be a list"),
+        (["star", "small " * 14 + "Star"], "prompt 2 has 15 tokens.*at most 14"),
     ],
 )
 def test_bad_prompts_are_refused(segmenter: Segmenter, scenes: list[Labelled], prompts: object, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         segmenter.segment([scenes[0].image], [prompts])  # type: ignore[list-item]
+
+
+def test_a_prompt_is_as_long_as_the_model_reads_at_most(segmenter: Segmenter, scenes: list[Labelled]) -> None:
+    longest = " ".join(["small"] * 13 + ["star"])
+    (results,) = segmenter.segment([scenes[0].image], [[longest]], SegmentOptions(refine=False, zoom=False))
+    assert results[0].prompt == longest
 
 
 @pytest.mark.parametrize(
