@@ -6,10 +6,11 @@ while it is read.
 """
 
 import errno
+import fnmatch
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -38,6 +39,10 @@ class Item(NamedTuple):
     path: bytes
     row: int
     size: int
+
+
+# Folders on the way down to another, by device and number.
+_Folders = frozenset[tuple[int, int]]
 
 
 class _Entry(NamedTuple):
@@ -84,38 +89,20 @@ class Input:
                 yield [Item(os.fsencode(entry.name), -1, entry.size)]
 
     def _entries(self) -> Iterator[_Entry]:
-        if self.files is not None:
-            yield from self.files
-            return
-        list_folder = _list_local if is_local(self.fs) else self._list_remote
-        yield from self._walk(list_folder, "", frozenset())
+        yield from self._walk("", frozenset()) if self.files is None else self.files
 
-    def _walk(
-        self, list_folder: Callable[[str], list[_Entry]], below: str, parents: frozenset[tuple[int, int]]
-    ) -> Iterator[_Entry]:
-        folder = f"{self.root.rstrip('/')}/{below}".rstrip("/") or "/"
-        try:
-            if is_local(self.fs):
-                status = Path(folder).stat()
-                if (status.st_dev, status.st_ino) in parents:
-                    return  # a link to a folder above it
-                parents |= {(status.st_dev, status.st_ino)}
-            entries = sorted(list_folder(folder))
-        except OSError as error:
-            raise UsageError(f"the folder {_printable(folder)} cannot be read: {error.strerror or error}") from error
+    def _walk(self, below: str, parents: _Folders) -> Iterator[_Entry]:
+        entries, parents = _listed(self.fs, self.root, below, parents)
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_folder:
                 if self.recursive:
-                    yield from self._walk(list_folder, f"{below}{entry.name}/", parents)
+                    yield from self._walk(f"{below}{entry.name}/", parents)
             elif entry.name.lower().endswith(SUFFIXES) or _is_parquet(entry.name):
                 yield entry._replace(name=f"{below}{entry.name}")
             else:
                 self.left_out[PurePosixPath(entry.name).suffix.lower() or "no suffix"] += 1
-
-    def _list_remote(self, folder: str) -> list[_Entry]:
-        return [entry for info in self.fs.ls(folder, detail=True) if (entry := _remote_entry(info, folder)).name]
 
     def _row_groups(self, entry: _Entry) -> Iterator[list[Item]]:
         item = Item(os.fsencode(entry.name), 0, entry.size)
@@ -176,17 +163,13 @@ def find_input(url: str, *, recursive: bool = True, image_column: str = "image",
             return found(root or "/", (entry,))
         if not _GLOB & set(path):
             raise UsageError(f"there is no file or folder {url}")
-        root = _fixed_part(path)
-        if is_local(fs):
-            os.scandir(root or "/").close()  # or an unreadable folder would pass for an empty one
-        matches = fs.glob(path, detail=True)
-        assert isinstance(matches, dict)
-        entries = [_remote_entry(info, root) for info in matches.values()]
-        if is_local(fs):
-            entries = [_local_entry(Path(root or "/", entry.name), entry.name) for entry in entries]
     except OSError as error:
         raise UsageError(f"{url} cannot be read: {error.strerror or error}") from error
-    files = sorted(entry for entry in entries if entry is not None and not entry.is_folder)
+    root = _fixed_part(path)
+    pattern = path[len(root) :].strip("/").split("/")
+    if pattern[-1] == "**":
+        pattern.append("*")
+    files = sorted(_matching(fs, root, "", pattern, {0}, frozenset()))
     if not files:
         raise UsageError(f"nothing matches {url}")
     return found(root or "/", tuple(files))
@@ -268,6 +251,53 @@ def why_empty(source: Input) -> str:
         return f"{source.url} holds no pictures ({known}) and no rows of parquet"
     others = ", ".join(f"{count:,} {suffix}" for suffix, count in source.left_out.most_common(3))
     return f"{source.url} holds no pictures ({known}) and no parquet, but {source.left_out.total():,} others: {others}"
+
+
+def _matching(
+    fs: AbstractFileSystem, root: str, below: str, pattern: Sequence[str], places: set[int], parents: _Folders
+) -> Iterator[_Entry]:
+    """The files below a folder that a glob matches.
+
+    Args:
+        pattern: the glob's parts; `**` is any folders, or none, and is not the last.
+        places: how many of them the way to this folder may have used up.
+    """
+    for place in sorted(places):
+        while pattern[place] == "**":
+            place += 1
+            places = places | {place}
+    entries, parents = _listed(fs, root, below, parents)
+    for entry in entries:
+        fitting = [place for place in places if _fits(entry.name, pattern[place])]
+        beyond = {place if pattern[place] == "**" else place + 1 for place in fitting}
+        if not entry.is_folder:
+            if len(pattern) in beyond:
+                yield entry._replace(name=f"{below}{entry.name}")
+        elif within := beyond - {len(pattern)}:
+            yield from _matching(fs, root, f"{below}{entry.name}/", pattern, within, parents)
+
+
+def _fits(name: str, part: str) -> bool:
+    """As in a shell, hidden names are matched only by what begins with the dot itself."""
+    return fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
+
+
+def _listed(fs: AbstractFileSystem, root: str, below: str, parents: _Folders) -> tuple[list[_Entry], _Folders]:
+    """What is in a folder, sorted, and the folders that those within must not be: none in a link to one above it.
+
+    Raises:
+        UsageError: the folder cannot be read.
+    """
+    folder = f"{root.rstrip('/')}/{below}".rstrip("/") or "/"
+    try:
+        if not is_local(fs):
+            infos = fs.ls(folder, detail=True)
+            return sorted(entry for info in infos if (entry := _remote_entry(info, folder)).name), parents
+        status = Path(folder).stat()
+        this = (status.st_dev, status.st_ino)
+        return ([] if this in parents else sorted(_list_local(folder))), parents | {this}
+    except OSError as error:
+        raise UsageError(f"the folder {_printable(folder)} cannot be read: {error.strerror or error}") from error
 
 
 def _list_local(folder: str) -> list[_Entry]:

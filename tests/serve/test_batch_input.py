@@ -69,7 +69,7 @@ def test_links_are_followed_but_never_in_a_circle(folder: Path, tmp_path: Path) 
     root = folder.rename(folder.with_name("plain"))
     (root / "near.png").unlink()
     globbed = {os.fsdecode(i.path): i.size for g in find_input(f"{root}/*").groups() for i in g}
-    assert globbed == {"dangling.png": -1, "notes.txt": 1, "z.webp": 1, "._z.webp": 1}
+    assert globbed == {"dangling.png": -1, "notes.txt": 1, "z.webp": 1}
     with pytest.raises(UsageError, match="neither a file nor a folder"):
         find_input(str(root / "pipe.png"))
 
@@ -85,6 +85,23 @@ def test_a_glob_takes_what_it_matches_and_one_file_is_a_listing(folder: Path) ->
     assert names(root / "b" / "*") == ["10.jpeg", "2.PNG", "table.csv"]
     assert names(root / "**" / "2.*") == ["a/deep/2.png", "b/2.PNG"]
     assert names(root / "z.webp") == ["z.webp"]
+
+
+def test_a_glob_follows_links_and_passes_hidden_names_by_as_a_folder_does(folder: Path, tmp_path: Path) -> None:
+    root = folder.rename(folder.with_name("plain"))
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "far.png").write_bytes(b"-")
+    (tmp_path / "elsewhere" / "deep" / "farther.png").write_bytes(b"-")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "up").symlink_to(root)
+    assert names(root / "**" / "*.png") == ["a/deep/2.png", "linked/deep/farther.png", "linked/far.png"]
+    assert names(root / "*" / "*.png") == ["linked/far.png"]
+    assert sorted({*names(root / "**"), *names(root / "**" / "**" / "*")} - set(names(root))) == [
+        "b/table.csv",
+        "notes.txt",
+    ]
+    assert names(root / ".h*" / "*") == [".hidden/1.png"]
+    assert names(root / "**" / "deep" / "**" / "[!x]*.p?g") == ["a/deep/2.png", "linked/deep/farther.png"]
 
 
 @pytest.mark.parametrize("place", ["{}", "memory://{}"])
