@@ -3,7 +3,7 @@
 import asyncio
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI
@@ -21,7 +21,8 @@ from core.segment.options import MAX_PROMPT_CHARACTERS
 from serve import problems
 from serve.admission import Admission
 from serve.body_limit import BodyLimit
-from serve.gate import Gate
+from serve.gate import Gate, Ticket, ticket_of
+from serve.head import HeadAsGet
 from serve.metrics import RequestMetrics
 from serve.page import page_routes
 from serve.ports import (
@@ -34,7 +35,7 @@ from serve.ports import (
     StageDownError,
 )
 from serve.problems import Problem
-from serve.routes import picture_routes
+from serve.routes import in_time, picture_routes
 from serve.schemas import Classification, Limits, Live, ModelCard, Models, Ready, SegmenterModels, Vocabulary
 from serve.settings import Settings
 
@@ -68,6 +69,7 @@ def create_app(
     )
     app.state.admissions = {path: Admission(settings.max_in_hand) for path in ("/v1/classify", "/v1/segment")}
     problems.install(app)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
     app.add_middleware(
         Gate,
@@ -131,10 +133,13 @@ def _model_routes(settings: Settings, classifier: ClassifierPort, card: Segmente
         vocabulary=words if card.shapes else None,
     )
 
-    @router.get("/v1/models", responses=problems.documented(problems.UNAUTHORIZED, problems.BUSY, problems.UNAVAILABLE))
-    async def models() -> Models:
+    failures = (problems.UNAUTHORIZED, problems.BUSY, problems.UNAVAILABLE, problems.DEADLINE_PASSED)
+
+    @router.get("/v1/models", responses=problems.documented(*failures))
+    async def models(ticket: Annotated[Ticket, Depends(ticket_of)]) -> Models:
         """What is loaded, and what requests may be."""
-        return Models(models=[await classifier.card()], segmenter=loaded, limits=limits)
+        async with in_time(ticket):
+            return Models(models=[await classifier.card()], segmenter=loaded, limits=limits)
 
     return router
 

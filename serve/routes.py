@@ -114,7 +114,7 @@ def picture_routes(
     ) -> Classification:
         """The likeliest classes of a picture."""
         # Scaled down here: a photograph of 12 megapixels would be 36 MB between processes, this is a few kB.
-        async with _in_time(ticket), pictures.read(form, ticket, image_size) as picture:
+        async with in_time(ticket), pictures.read(form, ticket, image_size) as picture:
             try:
                 return await classifier.classify(picture.image, form.top_k)
             except PictureError as error:
@@ -141,7 +141,7 @@ def picture_routes(
         prompts = _checked_prompts(form.prompts, settings.max_prompts, card.prompt_tokens)
         options = SegmentOptions(threshold=form.threshold, refine=form.refine, max_instances=form.max_instances)
         drawn = prefers_png(request.headers.get("accept", ""))
-        async with _in_time(ticket), pictures.read(form, ticket) as picture:
+        async with in_time(ticket), pictures.read(form, ticket) as picture:
             ask = SegmentAsk(
                 image=picture.image,
                 key=picture.sha256,
@@ -227,7 +227,8 @@ def _checked_prompts(prompts: list[str], most: int, tokens: PromptTokens | None)
 
 
 @asynccontextmanager
-async def _in_time(ticket: Ticket) -> AsyncIterator[None]:
+async def in_time(ticket: Ticket) -> AsyncIterator[None]:
+    """Give the block up at the request's deadline; raises Problem then."""
     try:
         async with asyncio.timeout(ticket.left_s):
             yield

@@ -130,6 +130,30 @@ def test_not_ready_if_the_model_does_not_answer(monkeypatch: pytest.MonkeyPatch)
     assert_problem(request("GET", "/readyz", StandIn(delay_s=30)), 503, "unavailable")
 
 
+def test_models_that_do_not_answer_are_not_waited_for() -> None:
+    started = time.monotonic()
+    headers = {"X-Request-Timeout-Seconds": "0.2"}
+    assert_problem(request("GET", "/v1/models", StandIn(delay_s=30), headers=headers), 504, "deadline-passed")
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/web/app.js", "/samples", "/healthz", "/readyz", "/v1/models", "/docs", "/openapi.json"]
+)
+def test_head_is_get_without_the_body(path: str) -> None:
+    head, get = request("HEAD", path), request("GET", path)
+    assert head.status_code == get.status_code == 200
+    assert head.headers == get.headers
+    assert get.content and not head.content
+
+
+def test_head_fails_as_get_does() -> None:
+    head, get = request("HEAD", "/v1/nothing"), request("GET", "/v1/nothing")
+    assert head.status_code == get.status_code == 404 and not head.content
+    response = request("HEAD", "/v1/classify")
+    assert response.status_code == 405 and response.headers["allow"] == "POST" and not response.content
+
+
 @pytest.mark.parametrize("data", [b"", b"not a picture", picture()[:40]])
 def test_an_unreadable_picture(data: bytes) -> None:
     assert assert_problem(classify(data), 400, "unreadable-picture")["detail"]
