@@ -1,7 +1,7 @@
 """From what was found to what is sent: masks in the asked form, scores, heatmaps; or all of it drawn as a picture."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from core.segment.results import CroppedMask, Instance, PromptResult
+from serve.ports import LateError
 from serve.schemas import FoundInstance, HeatmapPng, MaskCandidate, PngMask, PolygonMask, PromptAnswer, RleMask
 
 MaskFormat = Literal["rle", "polygon", "png"]
@@ -16,14 +17,29 @@ _DEGRADED = "there was no time left to ask SAM 2: the masks are coarse"
 
 
 def prompt_answers(
-    results: Sequence[PromptResult], mask_format: MaskFormat, *, explain: bool, degraded: bool
+    results: Sequence[PromptResult],
+    mask_format: MaskFormat,
+    *,
+    explain: bool,
+    degraded: bool,
+    left_s: Callable[[], float],
 ) -> list[PromptAnswer]:
     """The answers to the prompts.
 
     Args:
         explain: add heatmaps, and of every object the mask's quality and SAM 2's candidates.
         degraded: the masks are coarse for want of time.
+        left_s: seconds that are left, asked before every object: a mask of a large picture as PNG takes a while.
+
+    Raises:
+        LateError: none are.
     """
+
+    def written(instance: Instance) -> FoundInstance:
+        if left_s() <= 0:
+            raise LateError
+        return _instance(instance, mask_format, explain)
+
     return [
         PromptAnswer(
             prompt=result.prompt,
@@ -31,7 +47,7 @@ def prompt_answers(
             presence=_share(result.presence),
             threshold=_share(result.threshold),
             reason=_DEGRADED if degraded and result.reason is None else result.reason,
-            instances=[_instance(instance, mask_format, explain) for instance in result.instances],
+            instances=[written(instance) for instance in result.instances],
             degraded="deadline" if degraded else None,
             heatmap=_heatmap(result.heatmap) if explain else None,
         )

@@ -152,13 +152,13 @@ def picture_routes(
             )
             try:
                 answer = await segmenter.segment(ask)
+                if drawn:
+                    png = await pictures.in_thread(overlay, picture.image, answer.results)
+                    return Response(png, media_type="image/png")
+                body = await pictures.in_thread(_written, form, picture, answer, model, ticket)
+                return Response(body, media_type="application/json")
             except LateError as error:
                 raise _too_late(ticket) from error
-            if drawn:
-                png = await pictures.in_thread(overlay, picture.image, answer.results)
-                return Response(png, media_type="image/png")
-            body = await pictures.in_thread(_written, form, picture, answer, model, ticket)
-            return Response(body, media_type="application/json")
 
     return router
 
@@ -189,7 +189,9 @@ def _time_for_models(left_s: float) -> float:
 def _written(form: SegmentForm, picture: Picture, answer: SegmentAnswer, model: SegmenterName, ticket: Ticket) -> bytes:
     started = time.perf_counter()
     degraded = answer.degraded is not None
-    results = prompt_answers(answer.results, form.format, explain=form.explain, degraded=degraded)
+    results = prompt_answers(
+        answer.results, form.format, explain=form.explain, degraded=degraded, left_s=lambda: ticket.left_s
+    )
     now = time.perf_counter()
     times = {
         "decode": picture.decode_ms,

@@ -18,8 +18,10 @@ from pycocotools import mask as coco
 
 from core.segment.labelled import Labelled, labelled_scene
 from core.segment.pipeline import Segmenter as InProcess
+from core.segment.results import CroppedMask, Instance, PromptResult
 from serve import problems
 from serve.admission import Admission, PictureMemory
+from serve.answers import prompt_answers
 from serve.fetch_url import FetchError
 from serve.gate import read_keys
 from serve.ingress import create_app
@@ -365,6 +367,39 @@ def test_late_in_the_models_is_late(segmenter: InProcess, card: SegmenterCard, s
         raise LateError
 
     assert_problem(Client(Port(segmenter, late), card).segment(png(scene.image), ["star"]), 504, "deadline-passed")
+
+
+def test_late_in_writing_the_answer_is_late(
+    segmenter: InProcess, card: SegmenterCard, scene: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, late_s = time.perf_counter, [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: real() + late_s[0])
+
+    async def long() -> None:
+        late_s[0] += 1000
+
+    response = Client(Port(segmenter, long), card).segment(png(scene.image), scene.prompts, format="png")
+    assert_problem(response, 504, "deadline-passed")
+
+
+def test_masks_are_written_while_there_is_time() -> None:
+    mask = CroppedMask(np.ones((2, 2), bool), 0, 0, (4, 4))
+    instance = Instance(
+        cropped=mask, score=0.9, quality=0.9, presence=0.9, evidence=(), source="coarse", why="It is bright."
+    )
+    result = PromptResult(
+        prompt="star",
+        found=True,
+        presence=0.9,
+        reason=None,
+        threshold=0.5,
+        heatmap=np.zeros((4, 4), np.float32),
+        instances=(instance,) * 5,
+    )
+    left = iter([2.0, 1.0, 0.0])
+    with pytest.raises(LateError):
+        prompt_answers([result], "png", explain=False, degraded=False, left_s=lambda: next(left))
+    assert list(left) == []
 
 
 def test_coarse_for_want_of_time_is_said(port: Port, client: Client, scene: Labelled) -> None:
