@@ -11,6 +11,10 @@ from jaxtyping import Bool, Float
 from PIL import Image as PillowImage
 
 
+# How far, in pixels, points may be from a line that are taken to lie on it.
+_STRAIGHT = 0.01
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CroppedMask:
     """A mask without the empty pixels around it, so that many on a large picture take little memory.
@@ -93,22 +97,25 @@ class CroppedMask:
         return runs if runs[-1] or len(runs) == 1 else runs[:-1]
 
     def polygons(self, tolerance: float = 1.0) -> list[list[float]]:
-        """Outlines as `[x1, y1, x2, y2, ...]` in pixels, COCO's way; holes are left out.
+        """Outlines as `[x1, y1, x2, y2, ...]` in pixels, COCO's way, at least one of a mask with pixels; without holes.
 
         Args:
-            tolerance: how far, in pixels, an outline may stray from the mask (Douglas and Peucker, 1973).
+            tolerance: how far, in pixels, an outline may stray from the mask (Douglas and Peucker, 1973); where that
+                would take half of what is thin or tiny away, it does not stray.
         """
         from skimage.measure import approximate_polygon, find_contours
 
         outlines = []
         for contour in find_contours(np.pad(self.bits, 1).astype(float), 0.5):
+            area = _enclosed(contour)
+            if area < 0:  # a hole
+                continue
             simple = approximate_polygon(contour, tolerance)
-            # An outline and a hole run in opposite senses: the sign of the area that they enclose tells them apart.
-            area = np.sum(simple[:-1, 1] * simple[1:, 0] - simple[1:, 1] * simple[:-1, 0])
-            if len(simple) >= 4 and area > 0:
-                # A pixel's middle is half a pixel in; the padding moved everything by one.
-                xy = simple[:-1, ::-1] + np.array([self.left - 0.5, self.top - 0.5])
-                outlines.append([round(float(value), 1) for value in xy.ravel()])
+            if _enclosed(simple) < area / 2:
+                simple = approximate_polygon(contour, _STRAIGHT)
+            # A pixel's middle is half a pixel in; the padding moved everything by one.
+            xy = simple[:-1, ::-1] + np.array([self.left - 0.5, self.top - 0.5])
+            outlines.append([round(float(value), 1) for value in xy.ravel()])
         return outlines
 
     def png(self) -> bytes:
@@ -117,6 +124,11 @@ class CroppedMask:
         # Runs of equal bytes are all that there is to find: half the time of a search for more, and no larger a file.
         picture.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
         return buffer.getvalue()
+
+
+def _enclosed(closed: Float[np.ndarray, "points 2"]) -> float:
+    """The area within a closed line of (row, column); negative for a hole, whose line runs in the other sense."""
+    return float(np.sum(closed[:-1, 1] * closed[1:, 0] - closed[1:, 1] * closed[:-1, 0])) / 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

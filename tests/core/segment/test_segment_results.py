@@ -86,6 +86,29 @@ def test_polygons_enclose_the_mask(mask: np.ndarray) -> None:
     assert (drawn & two_parts).sum() / (drawn | two_parts).sum() > 0.9
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 20), (2, 20), (3, 2), (3, 3), (1, 300)])
+def test_what_is_thin_or_tiny_has_a_polygon_too(size: tuple[int, int]) -> None:
+    mask = np.zeros((320, 320), bool)
+    mask[7 : 7 + size[0], 5 : 5 + size[1]] = True
+    (polygon,) = CroppedMask.from_full(mask).polygons()
+    assert 6 <= len(polygon) <= 24
+    drawn = coco.decode(coco.frPyObjects([polygon], 320, 320))[..., 0].astype(bool)
+    assert (drawn & mask).sum() / (drawn | mask).sum() > 0.6
+
+
+def test_every_part_of_a_thin_line_has_a_polygon() -> None:
+    line = np.eye(40, dtype=bool)
+    drawn = coco.decode(coco.merge(coco.frPyObjects(CroppedMask.from_full(line).polygons(), 40, 40))).astype(bool)
+    np.testing.assert_array_equal(drawn, line)
+    assert CroppedMask.from_full(~line[:3, :3]).polygons()
+
+
+def test_a_hole_of_a_pixel_is_no_polygon() -> None:
+    mask = np.ones((9, 9), bool)
+    mask[4, 4] = False
+    assert len(CroppedMask.from_full(mask).polygons()) == 1
+
+
 def test_a_polygon_leaves_out_holes() -> None:
     ring = np.zeros((30, 30), bool)
     ring[5:25, 5:25] = True
