@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from fsspec import AbstractFileSystem
 from fsspec.core import split_protocol, url_to_fs
@@ -19,6 +21,8 @@ from serve.batch_flags import UsageError
 
 # Read by pyarrow itself, which is installed anyway; fsspec would need a package for each.
 _READ_BY_PYARROW = ("s3", "gs", "gcs")
+_QUERY = re.compile(r"\?[a-z_]+=[^?]*\Z")
+_BARE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _FRESH = ".fresh-"
 
 
@@ -35,7 +39,7 @@ def resolve(url: str) -> tuple[AbstractFileSystem, str]:
         if protocol in _READ_BY_PYARROW:
             from pyarrow.fs import FileSystem
 
-            fs, path = FileSystem.from_uri(url)
+            fs, path = FileSystem.from_uri(_encoded(url))
             return ArrowFSWrapper(fs), path
         fs, path = url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError, OSError) as error:
@@ -44,6 +48,19 @@ def resolve(url: str) -> tuple[AbstractFileSystem, str]:
         why = "a / in a password must be written %2F" if unreadable else error
         raise UsageError(f"{url} cannot be opened: {why}") from error
     return fs, path
+
+
+def _encoded(url: str) -> str:
+    """The URL with percent signs for what must not stand in its path as it is, such as blanks and a glob's `?` and `[`.
+
+    What is encoded already is left so. The query is the last `?` with names and values behind it.
+    """
+    scheme, _, rest = url.partition("://")
+    query = _QUERY.search(rest)
+    place = rest[: query.start()] if query else rest
+    bucket, slash, path = place.partition("/")
+    path = quote(_BARE_PERCENT.sub("%25", path), safe="/%!$&'()*+,;=:@~")
+    return f"{scheme}://{bucket}{slash}{path}{query[0] if query else ''}"
 
 
 def is_local(fs: AbstractFileSystem) -> bool:

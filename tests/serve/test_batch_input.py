@@ -131,6 +131,25 @@ def test_an_object_store_is_known_again() -> None:
     assert is_same(one, same) and not is_same(one, other) and not is_same(one, resolve("/bucket")[0])
 
 
+@pytest.mark.parametrize(
+    ("scheme", "query"),
+    [("s3", "?region=eu-west-1"), ("s3", "?endpoint_override=http://here:9&region=eu-west-1"), ("gs", "")],
+)
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("my photos/Zürich #2/a|b", "my photos/Zürich #2/a|b"),
+        ("2026/IMG_?.[jJ][pP]g", "2026/IMG_?.[jJ][pP]g"),
+        ("**/{a}^`<b>", "**/{a}^`<b>"),
+        ("my%20photos/100%/5%g1", "my photos/100%/5%g1"),
+        ("a&b=c;d@e:f", "a&b=c;d@e:f"),
+        ("", ""),
+    ],
+)
+def test_paths_in_object_stores_are_written_as_they_are(written: str, path: str, query: str, scheme: str) -> None:
+    assert resolve(f"{scheme}://bucket/{written}{query}")[1].rstrip("/") == f"bucket/{path}".rstrip("/")
+
+
 def test_parquet_keeps_row_groups_together_and_cuts_large_ones(tmp_path: Path) -> None:
     write_hub_parquet(tmp_path / "train-0.parquet", [b"x"] * 10, rows_a_group=4)
     write_hub_parquet(tmp_path / "train-1.parquet", [b"x"] * 20, rows_a_group=20)
