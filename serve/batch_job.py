@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from serve.batch_storage import Store
 VERSION = 2
 RECORD, RESULTS, ERRORS, LISTING, OVERLAYS = "batch.json", "results", "errors", "listing", "overlays"
 _ATTEMPTS = "attempts"
+_PART = re.compile(r"part-(\d{6,})\.parquet", re.ASCII)
 _SHARDS_A_LISTING_FILE = 1000
 _LISTING_SCHEMA = pa.schema(
     [("image_id", pa.int64()), ("path", pa.binary()), ("row", pa.int64()), ("size", pa.int64())]
@@ -46,9 +48,10 @@ def part(folder: str, shard: int) -> str:
     return f"{folder}/part-{shard:06d}.parquet"
 
 
-def _shard_of(name: str) -> int:
-    """The number in a part's name."""
-    return int(name.removeprefix("part-").removesuffix(".parquet"))
+def _parts(store: Store, folder: str) -> dict[str, int]:
+    """The names of a folder's parts in order, each with its shard; what else is there, such as .DS_Store, is let be."""
+    found = {name: _PART.fullmatch(name) for name in store.names(folder)}
+    return {name: int(match[1]) for name, match in found.items() if match}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ class Job:
 
     def done(self) -> set[int]:
         """Shards that were written, by this run or an earlier one."""
-        return {_shard_of(name) for name in self.store.names(RESULTS)}
+        return set(_parts(self.store, RESULTS).values())
 
     def pictures_in(self, shards: set[int]) -> int:
         """How many pictures these shards have together."""
@@ -91,8 +94,8 @@ class Job:
         Errors of shards that a killed run did not get done are removed: this one may find none.
         """
         done = self.done()
-        for name in self.store.names(ERRORS):
-            if _shard_of(name) not in done:
+        for name, shard in _parts(self.store, ERRORS).items():
+            if shard not in done:
                 self.store.remove(f"{ERRORS}/{name}")
         self.record["runs"].append(
             {
@@ -184,7 +187,7 @@ def write_part(store: Store, folder: str, shard: int, rows: Sequence[dict[str, A
 
 def read_parts(store: Store, folder: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The parts of a folder in order, one in memory at a time."""
-    for name in store.names(folder):
+    for name in _parts(store, folder):
         with store.open(f"{folder}/{name}") as file:
             yield pq.read_table(file, columns=columns)
 

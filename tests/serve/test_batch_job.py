@@ -8,7 +8,7 @@ import pytest
 
 from serve.batch_flags import UsageError
 from serve.batch_input import find_input
-from serve.batch_job import ERROR_SCHEMA, RESULTS, Job, open_job, read_shard, write_part
+from serve.batch_job import ERROR_SCHEMA, ERRORS, RESULTS, Job, open_job, read_parts, read_shard, write_part
 from serve.batch_storage import Store, resolve
 
 SETTINGS = {"task": "segment", "prompts": ["star"], "threshold": "auto"}
@@ -53,6 +53,21 @@ def test_a_job_goes_on_where_parts_are_missing(pictures: Path, output: Path) -> 
     assert again.done() == {1} and again.num_shards == 3
     again.clean()
     assert [file.name for file in (output / RESULTS).iterdir()] == ["part-000001.parquet"]
+
+
+def test_files_of_others_among_the_parts_are_let_be(pictures: Path, output: Path) -> None:
+    job = begin(pictures, output)
+    row = {"image_id": 1, "picture": "0.png", "error": "-"}
+    for folder in (RESULTS, ERRORS):
+        write_part(job.store, folder, 1, [row], ERROR_SCHEMA)
+        for name in (".DS_Store", ".nfs0001", "part-000001.parquet~", "part-000002 (copy).parquet", "notes.txt"):
+            (output / folder / name).write_bytes(b"-")
+    again = begin(pictures, output)
+    assert again.done() == {1}
+    again.begin_run({})
+    for folder in (RESULTS, ERRORS):
+        assert [table.num_rows for table in read_parts(again.store, folder)] == [1]
+        assert len(list((output / folder).iterdir())) == 6
 
 
 def test_a_start_that_was_killed_while_it_listed_begins_again(pictures: Path, output: Path) -> None:
