@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,12 @@ from core.segment.options import SegmentOptions, check_prompts
 from nodes.passwords import without_passwords
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+_SEGMENTING = (
+    *("prompt", "prompts_file", "preset", "clipseg", "sam2", "calibration"),
+    *("threshold", "refine", "max_instances", "overlays"),
+)
 
 
 class UsageError(Exception):
@@ -99,10 +105,13 @@ class Flags:
             raise UsageError("INPUT is empty; give a folder, a file, a glob or a URL")
         if not self.output:
             raise UsageError("--output is empty; give a folder")
+        given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
         if self.classifier is not None:
-            segmenting = ("prompt", "prompts_file", "clipseg", "sam2", "calibration", "overlays")
-            for flag in (name for name in segmenting if getattr(self, name)):
-                raise UsageError(f"--{flag.replace('_', '-')} is for segmenting; it cannot be used with --classifier")
+            for flag in (name for name in _SEGMENTING if name in given):
+                shown = "no-refine" if flag == "refine" else flag.replace("_", "-")
+                raise UsageError(f"--{shown} is for segmenting; it cannot be used with --classifier")
+        elif "top_k" in given:
+            raise UsageError("--top-k is for classifying; it needs --classifier")
         elif not self.prompt and self.prompts_file is None:
             raise UsageError("nothing to look for: give --prompt or --prompts-file, or classify with --classifier")
 

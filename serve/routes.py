@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Literal
@@ -103,7 +104,7 @@ def picture_routes(
     Args:
         image_size: side of the square that the classifier works on.
     """
-    router = APIRouter()
+    router = APIRouter(dependencies=[Depends(_refuse_repeated)])
     pictures = Pictures(settings)
     model = SegmenterName(preset=card.preset, clipseg=card.clipseg, sam2=card.sam2)
 
@@ -226,6 +227,15 @@ def _checked_prompts(prompts: list[str], most: int, tokens: PromptTokens | None)
     except ValueError as error:
         errors = [FieldError(field="prompts", message=str(error))]
         raise Problem(problems.INVALID_FIELD, f"prompts: {error}", errors=errors) from error
+
+
+async def _refuse_repeated(request: Request) -> None:
+    """FastAPI would take the last one."""
+    given = Counter(name for name, _ in (await request.form()).multi_items())
+    for name in {**ClassifyForm.model_fields, **SegmentForm.model_fields}:
+        if given[name] > 1 and name != "prompts":
+            error = FieldError(field=name, message="is given more than once")
+            raise Problem(problems.INVALID_FIELD, f"{error.field}: {error.message}", errors=[error])
 
 
 @asynccontextmanager

@@ -82,6 +82,8 @@ class Sam2:
         """
         import_torchvision()
         path = Path(checkpoint)
+        if config is not None and not path.is_file():
+            raise ValueError(f"config= (the setting sam2_config) goes with a file, and {checkpoint} is none")
         if path.is_dir():
             weights, config = path / "model.safetensors", str(path / "config.yaml")
         elif path.is_file():

@@ -269,6 +269,22 @@ def test_a_bad_field_is_named(options: dict[str, Any], field: str) -> None:
     assert field in body["detail"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ([("image", picture()), ("image", picture(5, 5))], "image"),
+        ([("image", picture()), ("top_k", b"1"), ("top_k", b"1")], "top_k"),
+        ([("image", picture()), ("prompts", b"a"), ("threshold", b"0.3"), ("threshold", b"0.9")], "threshold"),
+    ],
+)
+def test_what_is_given_twice_is_refused(fields: list[tuple[str, bytes]], name: str) -> None:
+    path = "/v1/segment" if ("prompts", b"a") in fields else "/v1/classify"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    body = assert_problem(request("POST", path, content=form(fields), headers=headers), 422, "invalid-field")
+    assert body["errors"] == [{"field": name, "message": "is given more than once"}]
+    assert body["detail"] == f"{name}: is given more than once"
+
+
 def test_unknown_addresses_and_methods() -> None:
     assert_problem(request("GET", "/v1/nothing"), 404, "not-found")
     response = request("GET", "/v1/classify")

@@ -86,6 +86,9 @@ def test_prompts_that_mislead_are_refused() -> None:
 def test_bad_checkpoints_are_refused_by_name(sam2_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs config= \(the setting sam2_config\)"):
         Sam2.from_pretrained(sam2_file)
+    for checkpoint in (PRESETS["demo"][1], "facebook/sam2.1-hiera-tiny"):
+        with pytest.raises(ValueError, match=rf"config= \(the setting sam2_config\) goes with a file.*{checkpoint}"):
+            Sam2.from_pretrained(checkpoint, config=SAM2_TINY)
     with pytest.raises(ValueError, match=r"does not fit configs/sam2.1/sam2.1_hiera_s.yaml"):
         Sam2.from_pretrained(sam2_file, config="configs/sam2.1/sam2.1_hiera_s.yaml")
     with pytest.raises(ValueError, match=r"facebook/sam2\.1-hiera-tiny"):
