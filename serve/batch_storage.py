@@ -105,9 +105,6 @@ class Store:
         path = self.path(name).rstrip("/")
         return path if is_local(self.fs) else self.fs.unstrip_protocol(path)
 
-    def exists(self, name: str) -> bool:
-        return self.fs.exists(self.path(name))
-
     def names(self, folder: str = "") -> list[str]:
         """What is in a folder, sorted, but for files that are being written; nothing if there is no such folder."""
         try:

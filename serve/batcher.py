@@ -88,10 +88,6 @@ class Batcher:
             self._waiting += items
             self._wakes.notify_all()
 
-    def __len__(self) -> int:
-        """Number of items that wait."""
-        return len(self._waiting)
-
     def _run(self) -> None:
         while True:
             batch, cpus = self._take()

@@ -21,7 +21,7 @@ import httpx
 Address = IPv4Address | IPv6Address
 
 MAX_REDIRECTS = 3
-_MAX_URL_CHARACTERS = 2048
+MAX_URL_CHARACTERS = 2048
 # Public pictures are here. Other ports belong to services that never meant to meet strangers (mail, databases), and to
 # answer differently for open and closed ones would make a port scanner of this service.
 _WEB_PORTS = (80, 443)
@@ -206,8 +206,8 @@ async def _read(response: httpx.Response, url: httpx.URL, max_bytes: int) -> byt
 
 
 def _parsed(text: str, relative_to: httpx.URL | None = None) -> httpx.URL:
-    if len(text) > _MAX_URL_CHARACTERS:
-        raise FetchError("unsupported", f"Links may have at most {_MAX_URL_CHARACTERS:,} characters.")
+    if len(text) > MAX_URL_CHARACTERS:
+        raise FetchError("unsupported", f"Links may have at most {MAX_URL_CHARACTERS:,} characters.")
     try:
         return httpx.URL(text) if relative_to is None else relative_to.join(text)
     except (httpx.InvalidURL, ValueError) as error:  # the second from the standard library's `urljoin`

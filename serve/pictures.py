@@ -18,7 +18,7 @@ from core import images
 from core.images import PictureError, PictureTooLargeError
 from serve import problems
 from serve.admission import PictureMemory
-from serve.fetch_url import FetchError, fetch
+from serve.fetch_url import MAX_URL_CHARACTERS, FetchError, fetch
 from serve.gate import Ticket
 from serve.problems import Kind, Problem
 from serve.schemas import FieldError
@@ -45,7 +45,8 @@ class PictureForm(BaseModel):
 
     image: Annotated[UploadFile | None, File(description="The picture's file. This, or `image_url`.")] = None
     image_url: Annotated[
-        str | None, Field(description="Where the picture is, by http or https. This, or `image`.", max_length=4096)
+        str | None,
+        Field(description="Where the picture is, by http or https. This, or `image`.", max_length=MAX_URL_CHARACTERS),
     ] = None
 
 

@@ -165,8 +165,8 @@ def picture_routes(
 
 
 def prefers_png(accept: str) -> bool:
-    """Whether an `Accept` header ranks `image/png` above JSON."""
-    ranks = {"image/png": 0.0, "application/json": 0.0}
+    """Whether an `Accept` header ranks `image/png` above JSON; of equal ranks the one that it names more precisely."""
+    ranks: dict[str, float] = {}
     for part in accept.split(","):
         media, *parameters = (word.strip().lower() for word in part.split(";"))
         rank = 1.0
@@ -176,11 +176,14 @@ def prefers_png(accept: str) -> bool:
                     rank = float(parameter[2:])
                 except ValueError:
                     rank = 0.0
-        if media == "image/*":
-            media = "image/png"
-        if media in ranks:
-            ranks[media] = max(ranks[media], rank)
-    return ranks["image/png"] > ranks["application/json"]
+        ranks[media] = max(ranks.get(media, 0.0), rank)
+
+    def rank_of(*ranges: str) -> tuple[float, int]:
+        """By the most precise of the ranges that is named (RFC 9110, section 12.5.1)."""
+        return next(((ranks[media], -place) for place, media in enumerate(ranges) if media in ranks), (0.0, 0))
+
+    png = rank_of("image/png", "image/*", "*/*")
+    return png[0] > 0 and png > rank_of("application/json", "application/*", "*/*")
 
 
 def _time_for_models(left_s: float) -> float:

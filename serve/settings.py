@@ -45,7 +45,7 @@ class Settings(BaseModel):
     """The service's settings; a name that is not listed here is refused.
 
     Raises:
-        StartError: a setting is missing, unknown or outside its range; the message names it.
+        StartError: a setting is unknown or outside its range; the message names it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -177,8 +177,6 @@ class Settings(BaseModel):
 
 def _sentence(settings: type[BaseModel], problem: Any) -> str:
     name = ".".join(map(str, problem["loc"])) or "settings"
-    if problem["type"] == "missing":
-        return f"the setting {name!r} is required: {settings.model_fields[name].description}"
     if problem["type"] == "extra_forbidden":
         return f"there is no setting {name!r}; there are: {', '.join(settings.model_fields)}"
     return f"{name}={problem['input']}: {problem['msg']}"

@@ -431,4 +431,6 @@ def _reason(heatmap: np.ndarray, threshold: float, surest: float, at_least: floa
         return f"the heatmap peaks at {peak:.2f}, below the threshold of {threshold:.2f}"
     if surest == 0:
         return f"the heatmap peaks at {peak:.2f}, but a closer look shows nothing there"
+    if surest >= at_least:
+        return "it is there, but no pixel of the picture is left for its mask"
     return f"something alike is there, but the probability of {surest:.2f} is below {at_least:.2f}"

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image as PillowImage
 
-
 # How far, in pixels, points may be from a line that are taken to lie on it.
 _STRAIGHT = 0.01
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from core.images import PictureError
 from serve import problems
+from serve.fetch_url import MAX_URL_CHARACTERS
 from serve.ingress import create_app
 from serve.ports import SegmentAnswer, SegmentAsk, SegmenterCard
 from serve.problems import Problem
@@ -327,6 +328,12 @@ def test_the_description_offers_the_upload_and_the_errors() -> None:
         *("200", "400", "401", "403", "413", "415", "422", "500", "502", "503", "504"),
     }
     assert list(route["responses"]["422"]["content"]) == ["application/problem+json"]
+
+
+def test_a_link_may_be_as_long_as_the_description_says() -> None:
+    schemas = request("GET", "/openapi.json").json()["components"]["schemas"]
+    (link, _) = schemas["ClassifyForm"]["properties"]["image_url"]["anyOf"]
+    assert link["maxLength"] == MAX_URL_CHARACTERS
 
 
 def test_the_page_of_the_description_loads_nothing_from_elsewhere() -> None:

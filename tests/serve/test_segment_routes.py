@@ -178,6 +178,13 @@ def test_the_overlay_is_a_picture_of_the_same_size(client: Client, scene: Labell
         ("image/png;q=oops", False),
         ("*/*", False),
         ("text/html, image/*", True),
+        ("image/png;q=0.1, */*", False),
+        ("image/png;q=0.5, application/*", False),
+        ("image/png, */*;q=0.8", True),
+        ("image/png, */*", True),
+        ("image/*, */*", True),
+        ("image/png;q=0, */*", False),
+        ("application/json;q=0, */*", True),
         ("", False),
     ],
 )
