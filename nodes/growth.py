@@ -7,6 +7,8 @@ from typing import Any
 import ray
 from ray.util.client import ray as client
 
+from nodes.command import UsageError
+
 _SECONDS_TO_ANSWER = 60.0
 _STEP_S = 0.5
 # Set on every node by what starts nodes: `ray up`, KubeRay.
@@ -54,6 +56,25 @@ def can_grow_by(resources: Mapping[str, float]) -> bool | None:
     finally:
         # What it has begun to start has minutes to be used in.
         request_cluster_resources(address, [])
+
+
+def check_fits(what: str, cpus: float, gpus: float) -> None:
+    """Refuse at once what no node has now or can be given by the autoscaler, rather than wait for ever.
+
+    Args:
+        what: `trial` or `worker`; its flags are --cpus-per-WHAT and --gpus-per-WHAT.
+
+    Raises:
+        UsageError: it fits on no node.
+    """
+    if room_for(cpus, gpus) or can_grow_by({"CPU": cpus, "GPU": gpus}) is not False:
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU")}
+    raise UsageError(
+        f"a {what} asks for {cpus} CPUs and {gpus:g} GPUs, and no node of the cluster has them (the largest have "
+        f"{largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs); lower --cpus-per-{what} or --gpus-per-{what}"
+    )
 
 
 def has_gpus() -> bool:

@@ -17,13 +17,14 @@ from dataclasses import replace
 from typing import Any
 
 from core.segment.calibration import Calibration
+from nodes.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UsageError, say, say_error
 from serve.batch_cluster import Workers, connect, plan_workers
 from serve.batch_finish import finish, is_finished
-from serve.batch_flags import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Flags, UsageError, parse
+from serve.batch_flags import Flags, parse
 from serve.batch_input import Input, find_input, without_output
 from serve.batch_job import RESULTS, Job, open_job
 from serve.batch_models import Classification, Segmentation, Task
-from serve.batch_progress import ProgressLine, error, say
+from serve.batch_progress import ProgressLine
 from serve.batch_storage import Store
 from serve.batch_worker import JobStopped, ShardWorker, Work
 
@@ -41,13 +42,13 @@ def main(flags: Flags) -> int:
             _run(flags, job, task, source, pending)
         _conclude(job)
     except UsageError as problem:
-        error(str(problem))
+        say_error(str(problem))
         return EXIT_USAGE
     except KeyboardInterrupt:
         say("\nStopped. What was done is kept: the same command goes on.")
         return EXIT_INTERRUPTED
     except (JobStopped, OSError, RayError) as problem:
-        error(f"the job cannot go on: {problem}\nWhat was done is kept: the same command goes on.")
+        say_error(f"the job cannot go on: {problem}\nWhat was done is kept: the same command goes on.")
         return EXIT_FAILED
     return EXIT_OK
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nodes.command import UsageError
 from nodes.joining import HERE, check_reachable, packages, python_path
-from serve.batch_flags import Flags, UsageError
+from serve.batch_flags import Flags
 
 _NOISY_LOGGERS = ("ray", "ray.data")
 # Blocks carry the numbers of shards and their counts, never pictures.
@@ -68,21 +69,13 @@ def plan_workers(flags: Flags, num_shards: int) -> Workers:
     Raises:
         UsageError: a worker fits on no node, nor on one that the autoscaler can add.
     """
-    import ray
+    from nodes.growth import check_fits, has_gpus, room_for
 
-    from nodes.growth import can_grow_by, has_gpus, room_for
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU")}
     cpus = flags.cpus_per_worker or 1
     gpus = flags.gpus_per_worker
     if gpus is None:
         gpus = float(has_gpus())
-    if not room_for(cpus, gpus) and can_grow_by({"CPU": cpus, "GPU": gpus}) is False:
-        raise UsageError(
-            f"a worker asks for {cpus} CPUs and {gpus:g} GPUs, and no node of the cluster has them (the largest have "
-            f"{largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs); lower --cpus-per-worker or --gpus-per-worker"
-        )
+    check_fits("worker", cpus, gpus)
     number = min(flags.num_workers or max(1, room_for(cpus, gpus)), num_shards)
     while flags.cpus_per_worker is None and room_for(cpus + 1, gpus) >= number:
         cpus += 1

@@ -1,34 +1,20 @@
 """The command line of `serve/batch.py`, checked before anything is loaded."""
 
-import os
-import shlex
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from core.images import MAX_PIXELS
 from core.segment.options import SegmentOptions, check_prompts
-from nodes.passwords import without_passwords
-
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-
+from nodes.command import EXIT_USAGE, UsageError, optional
 
 _SEGMENTING = (
     *("prompt", "prompts_file", "preset", "clipseg", "sam2", "calibration"),
     *("threshold", "refine", "max_instances", "overlays"),
 )
-
-
-class UsageError(Exception):
-    """Something the user asked for cannot be done; the message says what and how to go on. Exit code 2."""
-
-
-def _optional(metavar: str, default: str) -> Any:
-    """How a flag that may be left out is shown in the help."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +27,17 @@ class Flags:
     output: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Folder for the results, on this machine, on NFS, or s3://bucket/folder. The same command again goes on where it
     was stopped."""
-    prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _optional("TEXT", "none")] = ()
+    prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], optional("TEXT", "none")] = ()
     """What to look for, such as --prompt "red circle" --prompt star."""
-    prompts_file: Annotated[Path | None, _optional("FILE", "none")] = None
+    prompts_file: Annotated[Path | None, optional("FILE", "none")] = None
     """A text file with a prompt a line, beside or instead of --prompt."""
     preset: Literal["demo", "tiny", "small", "base", "large"] = "demo"
     """Which models: `demo` comes with the project, the others from the hub or its cache."""
-    clipseg: Annotated[str | None, _optional("NAME", "the preset's")] = None
+    clipseg: Annotated[str | None, optional("NAME", "the preset's")] = None
     """A CLIPSeg checkpoint instead: a name on the hub, or a folder that all nodes reach."""
-    sam2: Annotated[str | None, _optional("NAME", "the preset's")] = None
+    sam2: Annotated[str | None, optional("NAME", "the preset's")] = None
     """A SAM 2 checkpoint instead: a name on the hub, or a folder that all nodes reach."""
-    calibration: Annotated[Path | None, _optional("FILE", "the preset's")] = None
+    calibration: Annotated[Path | None, optional("FILE", "the preset's")] = None
     """What `sweeps/segmentation_threshold.py` wrote for these models."""
     threshold: Annotated[Literal["auto"] | float, tyro.conf.arg(metavar="auto|SHARE")] = "auto"
     """Share of the heatmap, between 0 and 1, above which a pixel belongs to the coarse mask."""
@@ -61,7 +47,7 @@ class Flags:
     """Most objects a prompt is answered with in a picture, the surest first."""
     overlays: bool = False
     """Also write every picture with its masks drawn over it."""
-    classifier: Annotated[Path | None, _optional("FOLDER", "none: segment")] = None
+    classifier: Annotated[Path | None, optional("FOLDER", "none: segment")] = None
     """Classify instead of segmenting, with this checkpoint folder, such as results/patch_size/latest/best."""
     top_k: int = 5
     """With --classifier: how many classes a picture gets, the likeliest first."""
@@ -69,21 +55,21 @@ class Flags:
     """Also read the folders within a folder."""
     image_column: str = "image"
     """In parquet: the column with the bytes, or the hub's struct of bytes and path."""
-    id_column: Annotated[str | None, _optional("NAME", "the hub's path, else file and row")] = None
+    id_column: Annotated[str | None, optional("NAME", "the hub's path, else file and row")] = None
     """In parquet: the column that names a picture."""
     max_pixels: int = 40_000_000
     """Larger pictures are reported, not read."""
     batch_size: int = 16
     """Pictures that go through the models at once: fewer take less memory."""
-    shard_size: Annotated[int | None, _optional("N", "32, growing to 1,024; fewer of a few hundred")] = None
+    shard_size: Annotated[int | None, optional("N", "32, growing to 1,024; fewer of a few hundred")] = None
     """Pictures that are written together: what is lost, at most, a worker, when the job is stopped."""
-    num_workers: Annotated[int | None, _optional("N", "all that the cluster has room for")] = None
+    num_workers: Annotated[int | None, optional("N", "all that the cluster has room for")] = None
     """Processes with a copy of the models each."""
-    cpus_per_worker: Annotated[int | None, _optional("N", "1, or more where there is less work than CPUs")] = None
+    cpus_per_worker: Annotated[int | None, optional("N", "1, or more where there is less work than CPUs")] = None
     """CPUs of a worker; its PyTorch uses as many threads."""
-    gpus_per_worker: Annotated[float | None, _optional("N", "1 where the cluster has GPUs, else 0")] = None
+    gpus_per_worker: Annotated[float | None, optional("N", "1 where the cluster has GPUs, else 0")] = None
     """GPUs of a worker, fractions allowed."""
-    address: Annotated[str | None, _optional("HOST:PORT", "$RAY_ADDRESS, else Ray starts here")] = None
+    address: Annotated[str | None, optional("HOST:PORT", "$RAY_ADDRESS, else Ray starts here")] = None
     """Ray cluster to run on; `auto` for the one of this machine."""
 
     def __post_init__(self) -> None:
@@ -180,9 +166,3 @@ def parse(description: str | None) -> Flags:
     except UsageError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USAGE)
-
-
-def command_line() -> str:
-    """What the user typed, for the record; without passwords in URLs."""
-    words = [without_passwords(word) for word in sys.argv[1:]]
-    return shlex.join(["python", os.fspath(Path("serve", "batch.py")), *words])

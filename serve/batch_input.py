@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from core.images import FORMATS
-from serve.batch_flags import UsageError
+from nodes.command import UsageError
 from serve.batch_storage import Store, is_local, is_same, resolve
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")

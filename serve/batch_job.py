@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.runtime import describe_machine, source_commit
+from nodes.command import UsageError, command_line
 from nodes.passwords import without_passwords
-from serve.batch_flags import UsageError, command_line
 from serve.batch_input import Input, Item, cut, why_empty
 from serve.batch_storage import Store
 

@@ -3,24 +3,11 @@
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nodes.passwords import without_passwords
+from nodes.command import OUT, say
 
-OUT = Console(highlight=False)
-_ERR = Console(stderr=True, highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0
-
-
-def error(message: str) -> None:
-    """One sentence to standard error; without passwords in URLs."""
-    _ERR.print(f"error: {without_passwords(message)}", markup=False, soft_wrap=True)
-
-
-def say(text: str = "") -> None:
-    """A line as it is: not wrapped, so that a path or command can be copied whole."""
-    OUT.print(text, markup=False, soft_wrap=True)
 
 
 class ProgressLine:

@@ -16,8 +16,8 @@ from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
+from nodes.command import UsageError
 from nodes.passwords import password_has_slash
-from serve.batch_flags import UsageError
 
 # Read by pyarrow itself, which is installed anyway; fsspec would need a package for each.
 _READ_BY_PYARROW = ("s3", "gs", "gcs")

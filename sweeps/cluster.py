@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nodes.command import UsageError
 from nodes.joining import HERE, check_reachable, packages, python_path
-from sweeps.flags import UsageError
 
 _NOISY_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.data")
 _SECONDS_TO_ANSWER = 30.0
@@ -63,29 +63,6 @@ def connect(address: str | None) -> None:
             raise UsageError(f"the Ray cluster at {address} cannot be joined: {error}") from error
     else:
         ray.init(runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, "PYTHONPATH": python_path()}}, **HERE, **quiet)
-
-
-def check_fits(cpus: int, gpus: float) -> None:
-    """Refuse at once what no node has now or can be given by the autoscaler, rather than wait for ever.
-
-    Raises:
-        UsageError: a trial fits on no node.
-    """
-    import ray
-
-    from nodes.growth import can_grow_by
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        return
-    if can_grow_by({"CPU": cpus, "GPU": gpus}) is not False:
-        return
-    largest_cpu = max((node.get("CPU", 0) for node in nodes), default=0)
-    largest_gpu = max((node.get("GPU", 0) for node in nodes), default=0)
-    raise UsageError(
-        f"a trial asks for {cpus} CPUs and {gpus:g} GPUs, and no node of the cluster has them "
-        f"(the largest have {largest_cpu:g} CPUs and {largest_gpu:g} GPUs); lower --cpus-per-trial or --gpus-per-trial"
-    )
 
 
 def check_sees(folder: Path) -> None:

@@ -9,26 +9,13 @@ from rich.table import Table
 
 from core.data import Dataset
 from core.train_config import Plan
-from nodes.passwords import without_passwords
+from nodes.command import OUT, say
 from sweeps.flags import Flags
 from sweeps.progress import format_count
 from sweeps.question import Resolved, Sweep
 from sweeps.report import Answer, answer_of, summary_rows
 from sweeps.results import SweepResults
 from sweeps.run_folder import RunFolder
-
-OUT = Console(highlight=False)
-_ERR = Console(stderr=True, highlight=False)
-
-
-def error(message: str) -> None:
-    """One sentence to standard error, without the passwords that it may repeat."""
-    _ERR.print(f"error: {without_passwords(message)}", markup=False, soft_wrap=True)
-
-
-def say(text: str = "") -> None:
-    """A line as it is: not wrapped, so that a path or command can be copied whole."""
-    OUT.print(text, markup=False, soft_wrap=True)
 
 
 def say_how_to_resume(sweep: str, folder: Path | None, why: str) -> None:

@@ -1,27 +1,14 @@
 """The command line that all sweeps share."""
 
 import dataclasses
-import shlex
 import sys
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from nodes.passwords import without_passwords
-
-EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-
-
-class UsageError(Exception):
-    """Something the user asked for cannot be done; the message says what and how to go on. Exit code 2."""
-
-
-def _optional(metavar: str, default: str) -> Any:
-    """How a flag that may be left out is shown in the help."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+from nodes.command import EXIT_USAGE, UsageError, optional
 
 
 def _repeatable(metavar: str) -> Any:
@@ -36,18 +23,18 @@ class Flags:
 
     dataset: Literal["cifar10", "cifar100", "shapes", "folder"] = "cifar10"
     """The pictures. `shapes` is generated here; the others are looked for under --data-root."""
-    data_root: Annotated[str | None, _optional("DIR", "$PATCHWORK_DATA, else ~/.local/share/patchwork")] = None
+    data_root: Annotated[str | None, optional("DIR", "$PATCHWORK_DATA, else ~/.local/share/patchwork")] = None
     """Folder with the pictures: torchvision's CIFAR folder, hub-layout parquet, or a sub-folder of pictures for each
     class (or `train`, `test` and maybe `val`, each with such).     CIFAR is downloaded there if it is missing."""
-    budget: Annotated[float | None, _optional("FLOPS", "the sweep's own")] = None
+    budget: Annotated[float | None, optional("FLOPS", "the sweep's own")] = None
     """Training FLOPs (forward and backward) of a trial, such as 2e14."""
-    epochs: Annotated[float | None, _optional("PASSES", "none: see --budget")] = None
+    epochs: Annotated[float | None, optional("PASSES", "none: see --budget")] = None
     """Passes over the training pictures of a trial, instead of --budget."""
-    seeds: Annotated[int | None, _optional("N", "the sweep's own")] = None
+    seeds: Annotated[int | None, optional("N", "the sweep's own")] = None
     """How many seeds each setting is trained with."""
     first_seed: int = 0
     """The first of them; the others follow it. `python -m sweeps.report` joins runs with different seeds."""
-    search: Annotated[Literal["grid", "random", "optuna"] | None, _optional("{grid,random,optuna}", "grid")] = None
+    search: Annotated[Literal["grid", "random", "optuna"] | None, optional("{grid,random,optuna}", "grid")] = None
     """`grid` tries every combination; `random` and `optuna` draw --num-samples settings from a larger space."""
     num_samples: int = 20
     """Settings drawn by --search random or optuna."""
@@ -61,20 +48,20 @@ class Flags:
     """Give what is varied other values, or vary one more field, such as --vary patch_size=4,8 batch_size=128,256."""
     cpus_per_trial: int = 1
     """CPUs of a trial; its PyTorch uses as many threads."""
-    gpus_per_trial: Annotated[float | None, _optional("N", "1 where the cluster has GPUs, else 0")] = None
+    gpus_per_trial: Annotated[float | None, optional("N", "1 where the cluster has GPUs, else 0")] = None
     """GPUs of a trial, fractions allowed."""
-    address: Annotated[str | None, _optional("HOST:PORT", "$RAY_ADDRESS, else Ray starts here")] = None
+    address: Annotated[str | None, optional("HOST:PORT", "$RAY_ADDRESS, else Ray starts here")] = None
     """Ray cluster to run on; `auto` for the one of this machine."""
     storage: str = "results"
     """Folder for results: local, on NFS, or s3://bucket/folder. Several nodes need one that all of them reach."""
-    name: Annotated[str | None, _optional("NAME", "the time of the start")] = None
+    name: Annotated[str | None, optional("NAME", "the time of the start")] = None
     """Name of this run's folder, STORAGE/SWEEP/NAME."""
-    resume: Annotated[str | None, _optional("NAME|FOLDER|URI", "none")] = None
+    resume: Annotated[str | None, optional("NAME|FOLDER|URI", "none")] = None
     """Go on with a run: its name, folder or URI, or `latest`. It goes on as it began; only --address, --data-root,
     --study-url and --mlflow-url may be others. What held a password must be given again: records keep none."""
-    study_url: Annotated[str | None, _optional("URL", "study.db in the results folder")] = None
+    study_url: Annotated[str | None, optional("URL", "study.db in the results folder")] = None
     """Database for the Optuna study, such as postgresql://host/db."""
-    mlflow_url: Annotated[str | None, _optional("URL", "none")] = None
+    mlflow_url: Annotated[str | None, optional("URL", "none")] = None
     """MLflow server, http://HOST:PORT, to log trials to as well (needs the `mlflow` extra)."""
     smoke: bool = False
     """Everything tiny: proves within a minute that the sweep runs here."""
@@ -150,10 +137,3 @@ def _parse_value(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def command_line() -> str:
-    """What the user typed, for the record, without passwords; the program by its place in the project."""
-    program = Path(sys.argv[0])
-    words = [without_passwords(word) for word in sys.argv[1:]]
-    return shlex.join(["python", f"{program.parent.name}/{program.name}", *words])

@@ -6,8 +6,8 @@ from typing import Any
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 
+from nodes.command import UsageError
 from nodes.passwords import without_passwords
-from sweeps.flags import UsageError
 
 
 def mlflow_logger(url: str | None, experiment: str) -> tune.Callback:

@@ -13,7 +13,8 @@ from core.distill import WeakTeacherWarning
 from core.models import WastefulModelWarning
 from core.train import check_fit
 from core.train_config import Plan, plan
-from sweeps.flags import Flags, UsageError, parse_choices, parse_overrides
+from nodes.command import UsageError
+from sweeps.flags import Flags, parse_choices, parse_overrides
 from sweeps.results import Level
 from sweeps.space import Choice, Domain, Point, Space, grid_points, random_points
 from sweeps.trial import MODEL_FIELDS, SETTABLE_FIELDS, Recipe, model_fields

@@ -17,8 +17,9 @@ import pandas as pd
 
 from core.data import Dataset
 from core.runtime import describe_machine, source_commit
+from nodes.command import UsageError, command_line
 from nodes.passwords import is_redacted, without_passwords
-from sweeps.flags import Flags, UsageError, command_line
+from sweeps.flags import Flags
 from sweeps.question import Resolved, Sweep, with_defaults
 from sweeps.results import EPOCHS_FILE, SWEEP_FILE, TRIALS_FILE, write_frame, write_json
 from sweeps.storage import download, exists, remove, upload

@@ -20,9 +20,10 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from core.data import DataError, Dataset, subset
 from core.readers import load_dataset
 from core.train_config import Plan
-from nodes.growth import has_gpus
+from nodes.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, OUT, UsageError, say_error
+from nodes.growth import check_fits, has_gpus
 from sweeps import cluster, console, run_folder
-from sweeps.flags import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USAGE, Flags, UsageError, parse
+from sweeps.flags import Flags, parse
 from sweeps.mlflow_logger import mlflow_logger
 from sweeps.observer import Observer
 from sweeps.progress import ProgressView
@@ -67,7 +68,7 @@ def main(sweep: Sweep, flags: Flags) -> int:
             folder = run.path
             return runner.execute()
     except UsageError as error:
-        console.error(str(error))
+        say_error(str(error))
         return EXIT_USAGE
     except KeyboardInterrupt:
         console.say_how_to_resume(sweep.name, folder, "interrupted")
@@ -77,7 +78,7 @@ def main(sweep: Sweep, flags: Flags) -> int:
         if why is None:
             raise
         console.say_how_to_resume(sweep.name, folder, why)
-        return EXIT_TRIALS_FAILED
+        return EXIT_FAILED
 
 
 class Runner:
@@ -105,7 +106,7 @@ class Runner:
         cluster.connect(self.flags.address)
         gpus = self.flags.gpus_per_trial
         self.gpus = gpus if gpus is not None else float(has_gpus())
-        cluster.check_fits(self.flags.cpus_per_trial, self.gpus)
+        check_fits("trial", self.flags.cpus_per_trial, self.gpus)
         if run.keeps_trials_here:
             cluster.check_sees(run.path.resolve())
 
@@ -133,7 +134,7 @@ class Runner:
         status = "completed with failures" if counts["failed"] else "completed"
         patiently(lambda: self.run.write(trials, epochs, status))
         self._report()
-        return EXIT_TRIALS_FAILED if counts["failed"] else EXIT_OK
+        return EXIT_FAILED if counts["failed"] else EXIT_OK
 
     def stage(
         self, stage: str, points: list[Point], data: ObjectRef[Dataset], earlier: Sequence[TrialRecord] = ()
@@ -161,7 +162,7 @@ class Runner:
             tune.with_parameters(run_trial, data=data, settings=settings),
             {"cpu": self.flags.cpus_per_trial, "gpu": self.gpus},
         )
-        with ProgressView(console.OUT, total) as view:
+        with ProgressView(OUT, total) as view:
             observer = Observer(view, on_records, location)
             if tune.Tuner.can_restore(location) and has_whole_snapshot(location):
                 tuner = tune.Tuner.restore(location, trainable, resume_errored=True)

@@ -35,8 +35,18 @@ from core.segment.evaluation import calibrate, damaged_iou, score
 from core.segment.labelled import Labelled, labelled_scene, read_coco
 from core.segment.pipeline import Segmenter
 from core.segment.presets import PRESETS, checkpoints_of
+from nodes.command import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    UsageError,
+    command_line,
+    say,
+    say_error,
+)
+from nodes.growth import check_fits
 from sweeps import cluster, console
-from sweeps.flags import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, EXIT_USAGE, UsageError, command_line
 from sweeps.results import write_frame, write_json
 
 # Neither the seeds trained on nor those of the benchmark.
@@ -202,7 +212,7 @@ def run(settings: Settings) -> int:
         labelled = settings.load_pictures()
     cluster.connect(settings.address)
     try:
-        cluster.check_fits(settings.cpus_per_trial, settings.gpus_per_trial)
+        check_fits("trial", settings.cpus_per_trial, settings.gpus_per_trial)
         if settings.resume is None:
             folder.mkdir(parents=True)
             write_json(_plain(settings), folder / "settings.json")
@@ -234,7 +244,7 @@ def run(settings: Settings) -> int:
                     callbacks=[_Progress(settings.num_samples)],
                 ),
             )
-        console.say(f"{len(labelled)} pictures, {settings.num_samples} settings, results: {folder}")
+        say(f"{len(labelled)} pictures, {settings.num_samples} settings, results: {folder}")
         results = tuner.fit()
     finally:
         ray.shutdown()
@@ -258,8 +268,8 @@ def run(settings: Settings) -> int:
     for file in (folder / "calibration.json", settings.output):
         if file is not None:
             final.save(file)
-    console.say(f"calibration: {settings.output or folder / 'calibration.json'}")
-    return EXIT_TRIALS_FAILED if results.errors else EXIT_OK
+    say(f"calibration: {settings.output or folder / 'calibration.json'}")
+    return EXIT_FAILED if results.errors else EXIT_OK
 
 
 def _judge(settings: Settings, labelled: Sequence[Labelled], chosen: Calibration, folder: Path) -> None:
@@ -271,10 +281,10 @@ def _judge(settings: Settings, labelled: Sequence[Labelled], chosen: Calibration
     for name, calibration in (("start", settings.load_start()), ("tuned", chosen)):
         answers = settings.load_models(calibration).segment([p.image for p in labelled], [p.prompts for p in labelled])
         scores[name] = dataclasses.asdict(score(labelled, answers))
-    console.say(f"\non {len(labelled)} pictures that the search did not see:")
-    console.say(f"{'':10}" + "".join(f"{name:>12}" for name in _EVERY))
+    say(f"\non {len(labelled)} pictures that the search did not see:")
+    say(f"{'':10}" + "".join(f"{name:>12}" for name in _EVERY))
     for name, row in scores.items():
-        console.say(f"{name:10}" + "".join(f"{row[column]:12.3f}" for column in _EVERY))
+        say(f"{name:10}" + "".join(f"{row[column]:12.3f}" for column in _EVERY))
     record = {"command": command_line(), "scores": scores, "machine": describe_machine(), "commit": source_commit()}
     write_json(record, folder / "record.json")
 
@@ -292,11 +302,11 @@ class _Progress(tune.Callback):
         self.done += 1
         value = float(trial.last_result.get(OBJECTIVE, float("nan")))
         self.best = max(self.best, value)
-        console.say(f"{self.done}/{self.total} tried: {value:.4f}, best {self.best:.4f}")
+        say(f"{self.done}/{self.total} tried: {value:.4f}, best {self.best:.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.done += 1
-        console.error(f"a setting failed: {trial.error_file or trial.trial_id}")
+        say_error(f"a setting failed: {trial.error_file or trial.trial_id}")
 
 
 def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -325,10 +335,10 @@ def main() -> int:
     try:
         return run(tyro.cli(Settings, description=__doc__))
     except (UsageError, ValueError) as error:
-        console.error(str(error))
+        say_error(str(error))
         return EXIT_USAGE
     except KeyboardInterrupt:
-        console.error("interrupted; go on with --resume and the folder named above")
+        say_error("interrupted; go on with --resume and the folder named above")
         return EXIT_INTERRUPTED
 
 

@@ -17,8 +17,8 @@ from optuna.exceptions import OptunaError
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
+from nodes.command import UsageError
 from nodes.passwords import without_passwords
-from sweeps.flags import UsageError
 from sweeps.results import TrialRecord
 from sweeps.space import Choice, Domain, Space
 

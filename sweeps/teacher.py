@@ -11,7 +11,8 @@ from core.distill import load_teacher, warn_if_weak
 from core.models import ConvNetConfig
 from core.train import train
 from core.train_config import TrainConfig
-from sweeps.flags import Flags, UsageError
+from nodes.command import UsageError
+from sweeps.flags import Flags
 from sweeps.question import Resolved
 
 _FOLDER = "smoke_teacher"

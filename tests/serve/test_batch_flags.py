@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from nodes.command import UsageError, command_line
 from nodes.passwords import without_passwords
 from serve.batch_cluster import plan_workers
-from serve.batch_flags import Flags, UsageError, command_line
+from serve.batch_flags import Flags
 
 
 def flags(**given: object) -> Flags:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from batch_support import scene_png, write_hub_parquet
 
-from serve.batch_flags import UsageError
+from nodes.command import UsageError
 from serve.batch_input import Item, cut, find_input, why_empty, without_output
 from serve.batch_storage import Store, is_same, resolve
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.batch_flags import UsageError
+from nodes.command import UsageError
 from serve.batch_input import find_input
 from serve.batch_job import ERROR_SCHEMA, ERRORS, RESULTS, Job, open_job, read_parts, read_shard, write_part
 from serve.batch_storage import Store, resolve

@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from sweeps.flags import Flags, UsageError, parse, parse_choices, parse_overrides
+from nodes.command import UsageError
+from sweeps.flags import Flags, parse, parse_choices, parse_overrides
 
 
 def parse_words(monkeypatch: pytest.MonkeyPatch, *words: str) -> Flags:

@@ -27,7 +27,7 @@ from pathlib import Path
 import ray
 from benchmarks.node_deaths import cluster_of_nodes
 from sweeps.cluster import check_sees
-from sweeps.flags import UsageError
+from nodes.command import UsageError
 with cluster_of_nodes(1) as cluster:
     ray.init(cluster.address, log_to_driver=False)
     check_sees(Path(sys.argv[1]))

@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from core.data import Dataset
-from sweeps.flags import Flags, UsageError
+from nodes.command import UsageError
+from sweeps.flags import Flags
 from sweeps.patch_size import SWEEP
 from sweeps.question import plans_by_level, resolve, with_defaults
 from sweeps.runner import scheduler_of

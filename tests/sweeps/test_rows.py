@@ -14,7 +14,8 @@ from core.distill import WeakTeacherWarning
 from core.flops import forward_flops_per_image
 from core.models import HybridConfig, ViTConfig
 from core.readers import CIFAR10_CLASSES
-from sweeps.flags import Flags, UsageError
+from nodes.command import UsageError
+from sweeps.flags import Flags
 from sweeps.question import Sweep, plans_by_level, resolve, with_defaults
 from sweeps.space import Choice
 from sweeps.teacher import with_teacher

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from core.data import Dataset, subset
+from nodes.command import UsageError, say_error
 from nodes.passwords import is_redacted, without_passwords
-from sweeps import console, run_folder
-from sweeps.flags import Flags, UsageError
+from sweeps import run_folder
+from sweeps.flags import Flags
 from sweeps.patch_size import SWEEP
 from sweeps.question import resolve, with_defaults
 
@@ -112,5 +113,5 @@ def test_what_would_compute_something_else_by_now_is_refused(shapes: Dataset) ->
 
 
 def test_errors_repeat_no_password(capsys: pytest.CaptureFixture[str]) -> None:
-    console.error(f"results cannot be written to {BUCKET}")
+    say_error(f"results cannot be written to {BUCKET}")
     assert capsys.readouterr().err == "error: results cannot be written to s3://KEY:***@bucket/sweeps\n"

@@ -4,7 +4,7 @@ from typing import Any
 import optuna
 import pytest
 
-from sweeps.flags import UsageError
+from nodes.command import UsageError
 from sweeps.results import TrialRecord
 from sweeps.space import Choice
 from sweeps.study import StudyWriter, distributions
