@@ -4,7 +4,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.load import Body
+from benchmarks.ports import free_port
 from benchmarks.process_memory import family
 from core.segment.demo_training import EVALUATION_SEED
 from core.segment.options import SegmentOptions
@@ -97,7 +97,7 @@ def bare() -> Iterator[str]:
 @contextmanager
 def litserve(max_batch_size: int = 16) -> Iterator[str]:
     """Our pipeline behind LitServe."""
-    port = _free_port()
+    port = free_port()
     flags = ("--port", str(port), "--max-batch-size", str(max_batch_size))
     with _running([sys.executable, "-m", "benchmarks.litserve_app", *flags], port):
         yield f"http://127.0.0.1:{port}"
@@ -106,7 +106,7 @@ def litserve(max_batch_size: int = 16) -> Iterator[str]:
 @contextmanager
 def patchwork(settings: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
     """`serve run serve.config` with these settings; its address, and the process that all of it descends from."""
-    port = _free_port()
+    port = free_port()
     application = {
         "name": "default",
         "route_prefix": "/",
@@ -133,16 +133,10 @@ def parse_settings(words: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def _uvicorn(app: str) -> Iterator[str]:
-    port = _free_port()
+    port = free_port()
     flags = ("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning")
     with _running([sys.executable, "-m", "uvicorn", app, *flags], port):
         yield f"http://127.0.0.1:{port}"
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @contextmanager

@@ -24,7 +24,6 @@ import json
 import logging
 import os
 import resource
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +43,7 @@ from rich.console import Console
 from benchmarks.batch import start_job, wait_well, write_scenes
 from benchmarks.node_deaths import cluster_of_nodes
 from benchmarks.object_store import BUCKET, object_store
+from benchmarks.ports import free_port
 from benchmarks.record import Verdict, at_most, conclude, spread
 from sweeps import console, run_folder, runner
 from sweeps.flags import Flags
@@ -272,9 +272,7 @@ def measure_requests(settings: Settings, scratch: Path) -> tuple[list[Row], list
     from serve.app import build
     from serve.settings import Settings as ServiceSettings
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     rows = []
     try:

@@ -5,15 +5,12 @@ import re
 HIDDEN = "***"
 # Up to the last @ of the word: a secret key with a bare / or @ in it is a mistake, and still a secret.
 _PASSWORD_IN_URL = re.compile(r"(?<=://)([^:/@\s]*):(\S*)@")
-# `https://TOKEN@host`: a name alone is a name for other schemes.
-_TOKEN_IN_URL = re.compile(r"\b(https?://)[^:/@\s]+@")
 _SECRET_IN_QUERY = re.compile(r"(?i)(?<=[?&])((?:[a-z_]*(?:password|passwd|token|secret|secret_key|api_?key))=)[^&\s]+")
 
 
 def without_passwords(text: str) -> str:
     """The text with `***` for the passwords in its URLs, to be shown or kept."""
     text = _PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}@", text)
-    text = _TOKEN_IN_URL.sub(rf"\1{HIDDEN}@", text)
     return _SECRET_IN_QUERY.sub(rf"\1{HIDDEN}", text)
 
 

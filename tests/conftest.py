@@ -1,7 +1,10 @@
 """Shapes and types of `core` are checked at run time in tests; Ray is started bare and quiet."""
 
+import contextlib
 import os
+import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ install_import_hook("core", "typechecker.checked")
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
 os.environ.pop("RAY_ADDRESS", None)
+
+from programs import STARTED
 
 from core.data import Dataset, ImageSet, make_dataset
 from core.runtime import import_torchvision
@@ -44,6 +49,17 @@ class _ByFileAndService(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByFileAndService:
     """In the place of `--dist loadfile`."""
     return _ByFileAndService(config, log)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """A test that fails half-way must not leave its programs to the next one."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ import yaml
 from browsing import API_KEY, MAX_PIXELS, TIMEOUT_MS
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 from tiny_checkpoint import write_tiny_checkpoint
+
+from benchmarks.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("PATCHWORK_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
@@ -32,9 +33,7 @@ CHROMIUM_WORDS = (
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The service; below `/locked/` once more, where it wants an API key."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     classifier = write_tiny_checkpoint(tmp_path_factory.mktemp("classifier"))
     args = {"classifier": str(classifier), "max_pixels": MAX_PIXELS, "cpus_per_replica": 1}
     app = {"import_path": "serve.config", "args": args}

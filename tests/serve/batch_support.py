@@ -1,8 +1,6 @@
 """Pictures for batch jobs, and jobs run as users do: as programs, in processes of their own."""
 
 import io
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import programs
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -19,7 +18,7 @@ from core.segment.labelled import labelled_scene
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("red circle", "star", "zebra")
 _FIRST_SEED = 10_000_000  # the demo weights were not trained on scenes from here on
-STARTED: list[subprocess.Popen[str]] = []
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def scene_png(number: int, side: int = 128) -> bytes:
@@ -54,33 +53,12 @@ def start(*flags: str, log: Path, before: Sequence[str] = ()) -> subprocess.Pope
 
     before: words before the command, such as those that run it on another host.
     """
-    with log.open("a") as output:
-        process = subprocess.Popen(
-            [*before, *command(*flags)],
-            cwd=log.parent,
-            stdout=output,
-            stderr=output,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            # A shell that started the tests in the background has them ignore Ctrl-C, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-    STARTED.append(process)
-    return process
+    return programs.start(command(*flags), log=log, before=before, env=_ONE_THREAD)
 
 
 def run(*flags: str, folder: Path, seconds: float = 250) -> subprocess.CompletedProcess[str]:
     """Run a job to its end."""
-    return subprocess.run(
-        command(*flags),
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+    return programs.run(command(*flags), folder=folder, env=_ONE_THREAD, seconds=seconds)
 
 
 def wait_for_parts(output: Path, count: int, process: subprocess.Popen[str], seconds: float = 200) -> None:

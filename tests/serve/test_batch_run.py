@@ -1,18 +1,16 @@
 """Batch jobs on real Ray, as programs: killed and gone on with, on parquet, and their exit codes."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from batch_support import PROMPTS, STARTED, parts, results, run, scene_png, start, wait_for_parts, write_hub_parquet
+from batch_support import PROMPTS, parts, results, run, scene_png, start, wait_for_parts, write_hub_parquet
 from batch_support import write_scenes as write
 from hosts import ray_cluster
 
@@ -21,16 +19,6 @@ from benchmarks.process_memory import family
 
 ASKED = tuple(word for prompt in PROMPTS for word in ("--prompt", prompt))
 NUM_PICTURES = 24
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_running() -> Iterator[None]:
-    yield
-    while STARTED:
-        process = STARTED.pop()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ import ray
 import yaml
 from click.globals import pop_context
 from click.testing import CliRunner
-from live import RAY_ENVIRONMENT, assert_problem, empty_serve, free_port, png, post
+from live import RAY_ENVIRONMENT, assert_problem, empty_serve, png, post
 
+from benchmarks.ports import free_port
 from core.segment.labelled import labelled_scene
 from serve.run_command import end_well
 

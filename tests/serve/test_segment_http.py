@@ -9,10 +9,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from live import assert_problem, empty_serve, free_port, png, post, post_together
+from live import assert_problem, empty_serve, png, post, post_together
 from pycocotools import mask as coco
 from ray import serve as ray_serve
 
+from benchmarks.ports import free_port
 from core.image_classifier import ImageClassifier
 from core.images import decode
 from core.segment.labelled import Labelled, labelled_scene

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,14 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import programs
 
 from benchmarks.process_memory import family
 from sweeps.results import RUN_SPECIFIC_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--dataset", "shapes", "--set", "embed_dim=16", "depth=1", "num_heads=2", "compile=false")
-# Sweeps that this test has started; see conftest.py.
-STARTED: list[subprocess.Popen[str]] = []
 
 LONGER = (*TINY, "--budget", "3e10", "--seeds", "2")
 # The same with half the trials: two at work and two to come.
@@ -36,34 +34,14 @@ def start(
 
     before: words before the command, such as those that run it on another host.
     """
-    with (folder / "output.txt").open("a") as output:
-        process = subprocess.Popen(
-            [*before, *command(*flags, program=program)],
-            cwd=folder,
-            stdout=output,
-            stderr=output,
-            text=True,
-            start_new_session=True,
-            # A shell that started the tests in the background has them ignore Ctrl-C, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-    STARTED.append(process)
-    return process
+    return programs.start(command(*flags, program=program), log=folder / "output.txt", before=before)
 
 
 def run(
     folder: Path, *flags: str, program: Path = ROOT / "sweeps" / "patch_size.py", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a sweep in `folder` to its end."""
-    return subprocess.run(
-        command(*flags, program=program),
-        cwd=folder,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    return programs.run(command(*flags, program=program), folder=folder, env=env)
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -128,9 +106,3 @@ def started_without_the_project(folder: Path, program: str, *words: str) -> Iter
         process.stdin.close()
         process.wait(60)
         process.stdout.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

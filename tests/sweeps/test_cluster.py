@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support import ROOT, free_port, run, started_without_the_project
+from support import ROOT, run, started_without_the_project
 
+from benchmarks.ports import free_port
 from sweeps.results import load
 
 START_CLUSTER = """

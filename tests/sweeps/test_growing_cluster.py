@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import free_port, run
+from support import run
 
+from benchmarks.ports import free_port
 from benchmarks.process_memory import family
 from sweeps.results import load
 
