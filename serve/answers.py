@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from core.segment.prompt_tokens import PromptTokens
 from core.segment.results import CroppedMask, Instance, PromptResult
 from serve.ports import LateError
 from serve.schemas import FoundInstance, HeatmapPng, MaskCandidate, PngMask, PolygonMask, PromptAnswer, RleMask
@@ -23,6 +24,7 @@ def prompt_answers(
     explain: bool,
     degraded: bool,
     left_s: Callable[[], float],
+    tokens: PromptTokens | None,
 ) -> list[PromptAnswer]:
     """The answers to the prompts.
 
@@ -30,9 +32,10 @@ def prompt_answers(
         explain: add heatmaps, and of every object the mask's quality and SAM 2's candidates.
         degraded: the masks are coarse for want of time.
         left_s: seconds that are left, asked before every object: a mask of a large picture as PNG takes a while.
+        tokens: what tells which prompts were not read to their end; None if all were.
 
     Raises:
-        LateError: none are.
+        LateError: no time is left.
     """
 
     def written(instance: Instance) -> FoundInstance:
@@ -49,6 +52,7 @@ def prompt_answers(
             reason=_DEGRADED if degraded and result.reason is None else result.reason,
             instances=[written(instance) for instance in result.instances],
             degraded="deadline" if degraded else None,
+            tokens_read=tokens.limit if tokens and tokens.count(result.prompt) > tokens.limit else None,
             heatmap=_heatmap(result.heatmap) if explain else None,
         )
         for result in results

@@ -15,7 +15,7 @@ from serve.schemas import Classification, ModelCard
 class SegmenterCard:
     """The segmentation models as they are loaded.
 
-    low_res_size: side of SAM 2's mask logits. prompt_tokens: what refuses prompts that are too long for CLIPSeg; None
+    low_res_size: side of SAM 2's mask logits. prompt_tokens: what finds prompts that are too long for CLIPSeg; None
     if none are. shapes, colours, sizes: the words that the models know, where they know few.
     """
 

@@ -139,7 +139,7 @@ def picture_routes(
         ticket: Annotated[Ticket, Depends(ticket_of)],
     ) -> Response:
         """Masks of what the prompts name. That a prompt is not in the picture is an answer, with its reason."""
-        prompts = _checked_prompts(form.prompts, settings.max_prompts, card.prompt_tokens)
+        prompts = _checked_prompts(form.prompts, settings.max_prompts)
         options = SegmentOptions(threshold=form.threshold, refine=form.refine, max_instances=form.max_instances)
         drawn = prefers_png(request.headers.get("accept", ""))
         async with in_time(ticket), pictures.read(form, ticket) as picture:
@@ -156,7 +156,7 @@ def picture_routes(
                 if drawn:
                     png = await pictures.in_thread(overlay, picture.image, answer.results)
                     return Response(png, media_type="image/png")
-                body = await pictures.in_thread(_written, form, picture, answer, model, ticket)
+                body = await pictures.in_thread(_written, form, picture, answer, model, ticket, card.prompt_tokens)
                 return Response(body, media_type="application/json")
             except LateError as error:
                 raise _too_late(ticket) from error
@@ -190,11 +190,23 @@ def _time_for_models(left_s: float) -> float:
     return left_s - max(_WRITING_SHARE * left_s, min(_SHORT_WRITING_SHARE * left_s, _SHORT_WRITING_S))
 
 
-def _written(form: SegmentForm, picture: Picture, answer: SegmentAnswer, model: SegmenterName, ticket: Ticket) -> bytes:
+def _written(
+    form: SegmentForm,
+    picture: Picture,
+    answer: SegmentAnswer,
+    model: SegmenterName,
+    ticket: Ticket,
+    tokens: PromptTokens | None,
+) -> bytes:
     started = time.perf_counter()
     degraded = answer.degraded is not None
     results = prompt_answers(
-        answer.results, form.format, explain=form.explain, degraded=degraded, left_s=lambda: ticket.left_s
+        answer.results,
+        form.format,
+        explain=form.explain,
+        degraded=degraded,
+        left_s=lambda: ticket.left_s,
+        tokens=tokens,
     )
     now = time.perf_counter()
     times = {
@@ -219,14 +231,11 @@ def _written(form: SegmentForm, picture: Picture, answer: SegmentAnswer, model: 
     return body.model_dump_json(exclude_defaults=True).encode()
 
 
-def _checked_prompts(prompts: list[str], most: int, tokens: PromptTokens | None) -> tuple[str, ...]:
+def _checked_prompts(prompts: list[str], most: int) -> tuple[str, ...]:
     try:
         if len(prompts) > most:
             raise ValueError(f"{len(prompts)} prompts; at most {most} are answered at once")
-        cleaned = tuple(check_prompts(prompts))
-        if tokens is not None:
-            tokens.check(cleaned)
-        return cleaned
+        return tuple(check_prompts(prompts))
     except ValueError as error:
         errors = [FieldError(field="prompts", message=str(error))]
         raise Problem(problems.INVALID_FIELD, f"prompts: {error}", errors=errors) from error

@@ -110,6 +110,11 @@ class PromptAnswer(BaseModel):
     degraded: Literal["deadline"] | None = Field(
         None, description="`deadline`: the time was too short for SAM 2, so that the masks are coarse."
     )
+    tokens_read: int | None = Field(
+        None,
+        description="Where the prompt has more tokens (words and parts of words) than the model reads: how many, from "
+        "its beginning, were read.",
+    )
     heatmap: HeatmapPng | None = Field(None, description="With `explain` only.")
 
 

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 
 class PromptTokens:
-    """Refuses prompts that a model would read the beginning of only. Safe to share among threads, and to pickle.
+    """Finds prompts that a model would read the beginning of only. Safe to share among threads, and to pickle.
 
     limit: tokens, which are words and parts of words, that the model reads of a prompt.
     """
@@ -18,10 +18,13 @@ class PromptTokens:
         self._tokenizer.no_padding()
         self.limit = max_length - tokenizer.num_special_tokens_to_add(is_pair=False)
 
+    def count(self, prompt: str) -> int:
+        """Tokens of a prompt."""
+        return len(self._tokenizer.encode(prompt.lower(), add_special_tokens=False).ids)
+
     def check(self, prompts: Sequence[str]) -> None:
         """Raises ValueError if a prompt is too long; the message gives its number, from 1, and both lengths."""
         for number, prompt in enumerate(prompts, 1):
-            count = len(self._tokenizer.encode(prompt.lower(), add_special_tokens=False).ids)
-            if count > self.limit:
+            if (count := self.count(prompt)) > self.limit:
                 read = f"the model reads at most {self.limit}"
                 raise ValueError(f"prompt {number} has {count} tokens (words and parts of words); {read}")

@@ -5,6 +5,7 @@ import { css } from "./palette.js";
 import { why } from "./why.js";
 
 const SOURCES = { sam2: "SAM 2", coarse: "coarse mask" };
+const TOO_LONG = "This is longer than the model reads: only the beginning counts.";
 const NO_TIME = "There was no time to ask SAM 2, which might have told. Try again.";
 
 /**
@@ -26,6 +27,7 @@ export function card(prompt, act) {
       verdict(result),
     ),
     result.reason ? element("p", { class: "reason" }, sentence(result.reason)) : null,
+    result.tokens_read ? element("p", { class: "reason" }, TOO_LONG) : null,
     result.degraded && !result.found ? element("p", { class: "reason" }, NO_TIME) : null,
     prompt.marks.length
       ? element("ul", { class: "objects" }, ...prompt.marks.map((mark) => objectRow(mark, act)))
