@@ -94,7 +94,8 @@ class Segmenter:
 
         Args:
             images: uint8 arrays `[height, width, 3]`, or what else `core.images.as_rgb` takes.
-            prompts: for each picture a list of texts.
+            prompts: for each picture a list of texts. Of one with more tokens than `grounder.prompt_tokens.limit` the
+                beginning counts.
 
         Raises:
             ValueError: a picture is no picture, there are no prompts, or one is empty or too long.
@@ -108,8 +109,6 @@ class Segmenter:
         if len(pictures) != len(prompts):
             raise ValueError(f"{len(pictures)} pictures with {len(prompts)} lists of prompts: one list a picture")
         asked = [check_prompts(texts) for texts in prompts]
-        for texts in asked:
-            self.grounder.prompt_tokens.check(texts)
         options = options or SegmentOptions()
         results: list[list[PromptResult]] = []
         for part in _parts(list(zip(pictures, asked, strict=True))):

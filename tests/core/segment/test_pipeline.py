@@ -185,7 +185,6 @@ def test_two_hundred_prompts_are_answered(segmenter: Segmenter, scenes: list[Lab
         (["circle", " \t\x00"], "prompt 2 is empty"),
         (["x" * (MAX_PROMPT_CHARACTERS + 1)], "501 characters"),
         ("circle", "must be a list"),
-        (["star", "small " * 14 + "Star"], "prompt 2 has 15 tokens.*at most 14"),
     ],
 )
 def test_bad_prompts_are_refused(segmenter: Segmenter, scenes: list[Labelled], prompts: object, problem: str) -> None:
