@@ -25,7 +25,7 @@ class Flags:
     """The pictures. `shapes` is generated here; the others are looked for under --data-root."""
     data_root: Annotated[str | None, optional("DIR", "$PATCHWORK_DATA, else ~/.local/share/patchwork")] = None
     """Folder with the pictures: torchvision's CIFAR folder, hub-layout parquet, or a sub-folder of pictures for each
-    class (or `train`, `test` and maybe `val`, each with such).     CIFAR is downloaded there if it is missing."""
+    class (or `train`, `test` and maybe `val`, each with such). CIFAR is downloaded there if it is missing."""
     budget: Annotated[float | None, optional("FLOPS", "the sweep's own")] = None
     """Training FLOPs (forward and backward) of a trial, such as 2e14."""
     epochs: Annotated[float | None, optional("PASSES", "none: see --budget")] = None
