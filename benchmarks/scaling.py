@@ -45,7 +45,8 @@ from benchmarks.node_deaths import cluster_of_nodes
 from benchmarks.object_store import BUCKET, object_store
 from benchmarks.ports import free_port
 from benchmarks.record import Verdict, at_most, conclude, spread
-from sweeps import console, run_folder, runner
+from nodes import command
+from sweeps import run_folder, runner
 from sweeps.flags import Flags
 from sweeps.question import Sweep
 from sweeps.space import Choice
@@ -115,7 +116,7 @@ def sweep_of(num_trials: int, num_reports: int, folder: Path, address: str = "lo
         seeds=1,
     )
     flags = Flags(dataset="shapes", address=address, storage=str(folder), gpus_per_trial=0, smoke=True)
-    unseen = mock.patch.object(console, "OUT", Console(file=io.StringIO()))
+    unseen = mock.patch.object(command, "OUT", Console(file=io.StringIO()))
     with unseen, mock.patch.object(runner, "run_trial", reporting_trial):
         run = runner.Runner(sweep, run_folder.start(sweep, flags))
         try:

@@ -41,7 +41,8 @@ from benchmarks.record import Verdict, at_most, conclude
 from core.data import Dataset, ImageSet, make_dataset, names_of
 from core.models import ViTConfig
 from core.train import TrainConfig, plan, train
-from sweeps import console, run_folder, runner
+from nodes import command
+from sweeps import run_folder, runner
 from sweeps.flags import Flags
 from sweeps.question import Sweep
 from sweeps.space import Choice
@@ -143,7 +144,7 @@ def run_trials(settings: Settings, num_pictures: int, num_trials: int) -> Sample
     )
     # Ray takes its processors from here, so that the trials run at once on however few there are.
     os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": num_trials})
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(console, "OUT", Console(quiet=True)):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(command, "OUT", Console(quiet=True)):
         flags = Flags(dataset="shapes", address="local", storage=folder, gpus_per_trial=0, seeds=num_trials)
         run = runner.Runner(sweep, run_folder.start(sweep, flags))
         try:

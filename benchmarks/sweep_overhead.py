@@ -37,7 +37,8 @@ from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCall
 from rich.console import Console
 
 from benchmarks.record import Verdict, at_most, conclude, spread
-from sweeps import cluster, console, run_folder, runner
+from nodes import command
+from sweeps import cluster, run_folder, runner
 from sweeps.flags import Flags
 from sweeps.question import Sweep
 from sweeps.space import Choice
@@ -91,7 +92,7 @@ def time_runner(num_trials: int, folder: Path) -> float:
     )
     flags = Flags(dataset="shapes", address="local", storage=str(folder), gpus_per_trial=0, smoke=True)
     # The live view does its work, but not on the terminal: it would be 300 lines a round.
-    unseen = mock.patch.object(console, "OUT", Console(file=io.StringIO()))
+    unseen = mock.patch.object(command, "OUT", Console(file=io.StringIO()))
     with unseen, mock.patch.object(runner, "run_trial", trivial_trial), _ray_stops_after():
         run = runner.Runner(sweep, run_folder.start(sweep, flags))
         stored = ray.put(run.data)

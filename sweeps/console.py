@@ -9,7 +9,8 @@ from rich.table import Table
 
 from core.data import Dataset
 from core.train_config import Plan
-from nodes.command import OUT, say
+from nodes import command
+from nodes.command import say
 from sweeps.flags import Flags
 from sweeps.progress import format_count
 from sweeps.question import Resolved, Sweep
@@ -29,7 +30,7 @@ def announce(
     sweep: Sweep, flags: Flags, resolved: Resolved, plans: Mapping[Any, Plan | None], data: Dataset, folder: Path
 ) -> None:
     """Question, data, and what a trial of each level costs."""
-    OUT.print(f"[bold]{sweep.question}[/bold]")
+    command.OUT.print(f"[bold]{sweep.question}[/bold]")
     say(
         f"{resolved.num_trials} trials ({flags.search} search) on {data.name} ({data.source}): {len(data.train):,} "
         f"training, {len(data.val):,} validation and {len(data.test):,} test pictures"
@@ -50,7 +51,7 @@ def announce(
             f"{plan.train_flops(plan.num_steps):.2g}",
             format_count(plan.num_params),
         )
-    OUT.print(table)
+    command.OUT.print(table)
     say(f"results: {folder}\n")
 
 
@@ -70,7 +71,7 @@ def conclude(results: SweepResults, answer: Answer, run: RunFolder) -> None:
         for row in rows:
             table.add_row(*row)
         # Wider than a narrow terminal or a pipe, rather than cut off.
-        Console(highlight=False, width=max(110, OUT.width)).print(table)
+        Console(highlight=False, width=max(110, command.OUT.width)).print(table)
     say(f"\n{answer_of(results, answer)}\n")
     say(f"results: {run.path} (report.html, report.md, trials.parquet, epochs.parquet)")
     if run.best.is_dir():

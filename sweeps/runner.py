@@ -20,7 +20,8 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from core.data import DataError, Dataset, subset
 from core.readers import load_dataset
 from core.train_config import Plan
-from nodes.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, OUT, UsageError, say_error
+from nodes import command
+from nodes.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UsageError, say_error
 from nodes.growth import check_fits, has_gpus
 from sweeps import cluster, console, run_folder
 from sweeps.flags import Flags, parse
@@ -162,7 +163,7 @@ class Runner:
             tune.with_parameters(run_trial, data=data, settings=settings),
             {"cpu": self.flags.cpus_per_trial, "gpu": self.gpus},
         )
-        with ProgressView(OUT, total) as view:
+        with ProgressView(command.OUT, total) as view:
             observer = Observer(view, on_records, location)
             if tune.Tuner.can_restore(location) and has_whole_snapshot(location):
                 tuner = tune.Tuner.restore(location, trainable, resume_errored=True)
