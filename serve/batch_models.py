@@ -107,11 +107,11 @@ class Segmentation:
         segmenter = Segmenter.from_preset(
             self.preset, clipseg=self.clipseg, sam2=self.sam2, calibration=self.calibration, device=device
         )
+        tokens = segmenter.grounder.prompt_tokens
         for prompt in self.prompts:
-            try:
-                segmenter.grounder.prompt_tokens.check([prompt])
-            except ValueError as error:
-                raise ValueError(str(error).replace("prompt 1", f"the prompt {prompt!r}")) from error
+            if (count := tokens.count(prompt)) > tokens.limit:
+                read = f"the model reads at most {tokens.limit}"
+                raise ValueError(f"the prompt {prompt!r} has {count} tokens (words and parts of words); {read}")
         return segmenter
 
     def settings(self, segmenter: Segmenter) -> dict[str, Any]:

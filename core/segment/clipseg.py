@@ -94,7 +94,7 @@ class ClipSeg:
         return [ClipSegFeatures(activations.clone()) for activations in stacked]
 
     def encode_texts(self, prompts: Sequence[str]) -> Float[Tensor, "prompts dim"]:
-        """Embeddings, kept for the next time a prompt is asked. What `prompt_tokens` refuses is cut."""
+        """Embeddings, kept for the next time a prompt is asked. Tokens beyond `prompt_tokens.limit` are cut off."""
         keys = [" ".join(prompt.split()).lower() for prompt in prompts]
         with self._lock:
             known = {key: self._texts[key] for key in keys if key in self._texts}

@@ -1,7 +1,5 @@
 """How long prompts may be for the model that reads them. Without tensors: a process without models can ask."""
 
-from collections.abc import Sequence
-
 from tokenizers import Tokenizer
 
 
@@ -21,10 +19,3 @@ class PromptTokens:
     def count(self, prompt: str) -> int:
         """Tokens of a prompt."""
         return len(self._tokenizer.encode(prompt.lower(), add_special_tokens=False).ids)
-
-    def check(self, prompts: Sequence[str]) -> None:
-        """Raises ValueError if a prompt is too long; the message gives its number, from 1, and both lengths."""
-        for number, prompt in enumerate(prompts, 1):
-            if (count := self.count(prompt)) > self.limit:
-                read = f"the model reads at most {self.limit}"
-                raise ValueError(f"prompt {number} has {count} tokens (words and parts of words); {read}")
