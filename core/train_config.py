@@ -6,15 +6,13 @@ import re
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from core.augment import Augmentation
 from core.carried import checkpoint_folder
 from core.checkpoint import load
 from core.checks import require, require_kinds, require_one_of, require_whole
-from core.distill import feature_loss
-from core.flops import forward_flops_per_image, training_flops_per_image
-from core.models import Classifier, ModelConfig, TransformerConfig, build_model
+from core.flops import feature_loss_flops_per_image, forward_flops_per_image, training_flops_per_image
+from core.models import ModelConfig, TransformerConfig, build_model
 from core.optim import OPTIMIZERS, SCHEDULES, flops_per_step
 
 
@@ -194,7 +192,7 @@ def plan(config: TrainConfig, num_train: int) -> Plan:
         seen = (config.model.in_channels, size, size)
         flops = training_flops_per_image(model, seen)
         if teacher is not None and config.feature_weight:
-            flops += _feature_loss_flops_per_image(model, seen, teacher, shape, batch_size)
+            flops += feature_loss_flops_per_image(model, seen, teacher, shape, batch_size)
         return flops
 
     flops_per_image = coarse_flops_per_image = student_flops_per_image(size)
@@ -233,21 +231,3 @@ def plan(config: TrainConfig, num_train: int) -> Plan:
         teacher_flops_per_image=teacher_flops_per_image,
         count_teacher=config.count_teacher,
     )
-
-
-def _feature_loss_flops_per_image(
-    model: Classifier,
-    image_shape: tuple[int, int, int],
-    teacher: Classifier,
-    teacher_image_shape: tuple[int, int, int],
-    batch_size: int,
-) -> float:
-    """What `core.distill.feature_loss` costs, forward and backward: it grows with the square of the batch."""
-    with torch.no_grad():
-        mine, theirs = (
-            net.stages(torch.empty(batch_size, *shape, device="meta"))
-            for net, shape in ((model, image_shape), (teacher, teacher_image_shape))
-        )
-    with FlopCounterMode(display=False) as counter:
-        feature_loss([stage.requires_grad_() for stage in mine], theirs).backward()
-    return counter.get_total_flops() / batch_size
