@@ -22,14 +22,7 @@ from core.distill import feature_loss, load_teacher, soft_loss, warn_if_weak
 from core.evaluate import evaluate
 from core.models import Classifier, ViTConfig, build_model, initialise_from_data
 from core.optim import build_optimizers, schedule_factor
-from core.runtime import (
-    autocast,
-    can_compile,
-    hardware_name,
-    resolve_device,
-    resolve_precision,
-    source_commit,
-)
+from core.runtime import autocast, can_compile, hardware_name, resolve_device, resolve_precision, source_commit
 from core.train_config import TrainConfig, plan
 
 STATE_FILE = "train_state.pt"

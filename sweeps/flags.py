@@ -69,8 +69,14 @@ class Flags:
     def __post_init__(self) -> None:
         if self.budget is not None and self.epochs is not None:
             raise UsageError("--budget and --epochs are two ways to say the same; give one")
-        least = {"seeds": 1, "first_seed": 0, "num_samples": 1, "search_seed": 0, "cpus_per_trial": 1}
-        least |= {"gpus_per_trial": 0}
+        least = {
+            "seeds": 1,
+            "first_seed": 0,
+            "num_samples": 1,
+            "search_seed": 0,
+            "cpus_per_trial": 1,
+            "gpus_per_trial": 0,
+        }
         for flag, low in least.items():
             value = getattr(self, flag)
             if value is not None and value < low:

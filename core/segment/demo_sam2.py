@@ -76,10 +76,8 @@ def demo_config() -> dict[str, Any]:
                 "dropout": 0.0,
                 "pos_enc_at_attn": False,
                 "d_model": D_MODEL,
-                **{
-                    "self_attention": attention,
-                    "cross_attention": {**attention, "rope_k_repeat": True, "kv_in_dim": 16},
-                },
+                "self_attention": attention,
+                "cross_attention": {**attention, "rope_k_repeat": True, "kv_in_dim": 16},
                 "pos_enc_at_cross_attn_keys": True,
                 "pos_enc_at_cross_attn_queries": False,
             },
