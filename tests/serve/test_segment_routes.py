@@ -18,16 +18,11 @@ from pycocotools import mask as coco
 
 from core.segment.labelled import Labelled, labelled_scene
 from core.segment.pipeline import Segmenter as InProcess
-from core.segment.results import CroppedMask, Instance, PromptResult
-from serve import problems
-from serve.admission import Admission, PictureMemory
-from serve.answers import prompt_answers
 from serve.fetch_url import FetchError
 from serve.gate import read_keys
 from serve.ingress import create_app
 from serve.models import segmenter_card
 from serve.ports import LateError, SegmentAnswer, SegmentAsk, SegmenterCard
-from serve.problems import Problem
 from serve.routes import prefers_png
 from serve.schemas import Classification, ModelCard
 from serve.settings import Settings, StartError
@@ -388,58 +383,11 @@ def test_late_in_writing_the_answer_is_late(
     assert_problem(response, 504, "deadline-passed")
 
 
-def test_masks_are_written_while_there_is_time() -> None:
-    mask = CroppedMask(np.ones((2, 2), bool), 0, 0, (4, 4))
-    instance = Instance(
-        cropped=mask, score=0.9, quality=0.9, presence=0.9, evidence=(), source="coarse", why="It is bright."
-    )
-    result = PromptResult(
-        prompt="star",
-        found=True,
-        presence=0.9,
-        reason=None,
-        threshold=0.5,
-        heatmap=np.zeros((4, 4), np.float32),
-        instances=(instance,) * 5,
-    )
-    left = iter([2.0, 1.0, 0.0])
-    with pytest.raises(LateError):
-        prompt_answers([result], "png", explain=False, degraded=False, left_s=lambda: next(left), tokens=None)
-    assert list(left) == []
-
-
 def test_coarse_for_want_of_time_is_said(port: Port, client: Client, scene: Labelled) -> None:
     port.degraded = "deadline"
     body = found(client.segment(png(scene.image), scene.prompts))
     assert {result["degraded"] for result in body["results"]} == {"deadline"}
     assert all(result["reason"] for result in body["results"])
-
-
-def test_admission_refuses_what_cannot_be_answered_in_time() -> None:
-    admission = Admission(10)
-    began = time.perf_counter()
-    admission.enter(0.01)  # nothing is known yet: it is tried
-    time.sleep(0.3)
-    admission.leave(worked_since=began)
-    for _ in range(5):
-        admission.enter(60)
-    expected = admission.expected_s
-    assert expected > 0
-    with pytest.raises(Problem) as raised:
-        admission.enter(expected / 2)
-    assert raised.value.kind == problems.BUSY
-    for _ in range(200):  # not for good
-        try:
-            admission.enter(expected / 2)
-            break
-        except Problem:
-            continue
-    else:
-        pytest.fail("an estimate from long ago kept everybody out")
-    for _ in range(6):
-        admission.leave(worked_since=None)
-    assert admission.in_hand == 0
-    admission.enter(1e-6)  # nobody else is there: it is tried
 
 
 @pytest.mark.parametrize("by_link", [False, True])
@@ -473,15 +421,6 @@ def test_the_time_in_which_a_picture_is_on_its_way_is_no_work(
     late_s[0] += 1000  # nothing to do
     found(client.segment(image, ["star"]))
     assert admission.expected_s < 50
-
-
-def test_the_memory_of_pictures_is_bounded() -> None:
-    memory = PictureMemory(100)
-    with memory.hold(500), pytest.raises(Problem) as raised, memory.hold(1):  # one always has room
-        pass
-    assert raised.value.kind == problems.BUSY
-    with memory.hold(60), memory.hold(40):
-        pass
 
 
 def test_a_picture_is_decoded_only_where_there_is_room(
