@@ -97,7 +97,9 @@ class ProgressView:
         elapsed, done = time.monotonic() - self._started, _trials_done(trials)
         clock = format_seconds(elapsed)
         since = done - (self._done_before or 0.0)
-        if since <= 0 or done >= self._total:
+        # Within the first trial's worth, what one that has not reported yet has done would be missed: too long a time.
+        waiting = any(t.status == Trial.RUNNING and not (t.last_result or {}).get("progress") for t in trials)
+        if since <= 0 or (since < 1 and waiting) or done >= self._total:
             return clock
         return f"{clock}, about {format_seconds(elapsed * (self._total - done) / since)} left"
 

@@ -70,6 +70,26 @@ def test_the_time_left_is_reckoned_from_what_was_done_since_the_start(monkeypatc
     assert clocks == ["[1/4 done, 0s", "[1/4 done, 0s", "[1/4 done, 1m00s, about 9m00s left"]
 
 
+def test_the_time_left_is_not_told_while_a_trial_beside_the_others_has_not_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("sweeps.progress.time.monotonic", lambda: now)
+    written = io.StringIO()
+    with ProgressView(Console(file=written, width=120, color_system=None), total=3) as view:
+        fast, slow = trial(8, Trial.RUNNING), trial(4, Trial.RUNNING)
+        view.show([fast, slow])
+        now += 60
+        fast.update_last_result({"progress": 0.25, "wall_s": 60.0, "val_accuracy": 0.3})
+        view.show([fast, slow])
+        now += 30
+        slow.update_last_result({"progress": 0.25, "wall_s": 90.0, "val_accuracy": 0.3})
+        view.show([fast, slow])
+    clocks = [line.partition("]")[0] for line in written.getvalue().splitlines()]
+    # Half a trial in a minute and a half; two and a half are left.
+    assert clocks == ["[0/3 done, 0s", "[0/3 done, 0s", "[0/3 done, 1m00s", "[0/3 done, 1m30s, about 7m30s left"]
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.0, "0s"), (59.9, "59s"), (724.0, "12m04s"), (10_920.0, "3h02m")])
 def test_durations(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
