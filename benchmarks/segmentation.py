@@ -31,9 +31,9 @@ from benchmarks.process_memory import MEGABYTE
 from benchmarks.prototype import Prototype
 from benchmarks.record import Spread, Verdict, conclude, spread
 from core.runtime import multiplies_bf16
-from core.segment.flow import EncodedImage
 from core.segment.masks import box_xyxy
 from core.segment.pipeline import Segmenter
+from core.segment.questions import EncodedImage
 from core.segment.sam2 import MaskPrompt
 
 PROMPTS = ("a truck", "a wheel", "the sky", "a window", "a bag", "an apple", "a road", "a bottle")

@@ -9,9 +9,9 @@ import numpy as np
 
 from core.segment.calibration import Calibration
 from core.segment.clipseg import ClipSeg
-from core.segment.flow import EncodedImage
 from core.segment.grounder import Grounder
 from core.segment.presets import Checkpoints, checkpoints_of
+from core.segment.questions import EncodedImage
 from core.segment.sam2 import MaskPrompt, Sam2
 from core.segment.scenes import COLOURS, SHAPES, SIZE_WORDS
 from serve.feature_cache import FeatureCache

@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from core.segment.flow import Decode, EncodedImage, Ground
+from core.segment.questions import Decode, EncodedImage, Ground
 from core.segment.sam2 import MaskCandidates
 from serve.batcher import Call, Item
 from serve.feature_cache import FeatureCache

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from core.segment.calibration import Calibration
-from core.segment.flow import Decode, EncodedImage, Flow, Ground, flow
+from core.segment.flow import Flow, flow
+from core.segment.questions import Decode, EncodedImage, Ground
 from core.segment.results import PromptResult
 from serve.batcher import Call
 from serve.models import CLIPSEG, SAM2, Answered, Asked, content_key

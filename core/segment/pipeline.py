@@ -7,10 +7,11 @@ from typing import Any
 from core.images import as_rgb
 from core.segment.calibration import Calibration
 from core.segment.clipseg import ClipSeg
-from core.segment.flow import Decode, EncodedImage, Flow, Ground, flow
+from core.segment.flow import Flow, flow
 from core.segment.grounder import Grounder
 from core.segment.options import SegmentOptions, check_prompts
 from core.segment.presets import checkpoints_of
+from core.segment.questions import Decode, EncodedImage, Ground
 from core.segment.results import PromptResult
 from core.segment.sam2 import MaskCandidates, Sam2
 
