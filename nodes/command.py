@@ -2,8 +2,9 @@
 
 import shlex
 import sys
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import tyro
 from rich.console import Console
@@ -39,3 +40,23 @@ def say(text: str = "") -> None:
 def say_error(message: str) -> None:
     """One sentence to standard error, without the passwords that it may repeat."""
     _ERR.print(f"error: {without_passwords(message)}", markup=False, soft_wrap=True)
+
+
+def tell_plainly(*categories: type[Warning]) -> None:
+    """From now on show warnings of these kinds as one sentence to standard error, without the line of code."""
+    others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, categories):
+            _ERR.print(f"warning: {without_passwords(str(message))}", markup=False, soft_wrap=True)
+        else:
+            others(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show

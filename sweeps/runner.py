@@ -18,6 +18,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from core.data import DataError, Dataset, subset
+from core.distill import WeakTeacherWarning
 from core.readers import load_dataset
 from core.train_config import Plan
 from nodes import command
@@ -47,6 +48,7 @@ SEARCH_STAGE, CONFIRM_STAGE = "trials", "confirm"
 
 def run_and_exit(sweep: Sweep) -> None:
     """What a sweep file calls when it is run as a program."""
+    command.tell_plainly(WeakTeacherWarning)
     sys.exit(main(sweep, parse(sweep.description, f"python sweeps/{sweep.name}.py")))
 
 

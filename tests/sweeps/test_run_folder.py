@@ -1,12 +1,14 @@
 """A run is found again as it began, by one driver at a time; its record keeps no passwords."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import pytest
 
 from core.data import Dataset, subset
-from nodes.command import UsageError, say_error
+from core.distill import WeakTeacherWarning
+from nodes.command import UsageError, say_error, tell_plainly
 from nodes.passwords import is_redacted, without_passwords
 from sweeps import run_folder
 from sweeps.flags import Flags
@@ -114,3 +116,17 @@ def test_what_would_compute_something_else_by_now_is_refused(shapes: Dataset) ->
 def test_errors_repeat_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     say_error(f"results cannot be written to {BUCKET}")
     assert capsys.readouterr().err == "error: results cannot be written to s3://KEY:***@bucket/sweeps\n"
+
+
+def test_a_sweeps_own_warnings_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_: others.append(str(message)))
+        tell_plainly(WeakTeacherWarning)
+        warnings.warn(f"the teacher in {BUCKET} reached 80.0%", WeakTeacherWarning, stacklevel=1)
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: the teacher in s3://KEY:***@bucket/sweeps reached 80.0%\n"
+    assert others == ["of a library"]
