@@ -59,6 +59,9 @@ class Flags:
     resume: Annotated[str | None, optional("NAME|FOLDER|URI", "none")] = None
     """Go on with a run: its name, folder or URI, or `latest`. It goes on as it began; only --address, --data-root,
     --study-url and --mlflow-url may be others. What held a password must be given again: records keep none."""
+    finish: bool = False
+    """With --resume: train no more; measure what has been trained to its end on the test pictures, and write the
+    report."""
     study_url: Annotated[str | None, optional("URL", "study.db in the results folder")] = None
     """Database for the Optuna study, such as postgresql://host/db."""
     mlflow_url: Annotated[str | None, optional("URL", "none")] = None
@@ -69,6 +72,8 @@ class Flags:
     def __post_init__(self) -> None:
         if self.budget is not None and self.epochs is not None:
             raise UsageError("--budget and --epochs are two ways to say the same; give one")
+        if self.finish and self.resume is None:
+            raise UsageError("--finish ends a run that was stopped: name it by --resume")
         least = {
             "seeds": 1,
             "first_seed": 0,

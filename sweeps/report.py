@@ -143,7 +143,8 @@ def _content(results: SweepResults, answer: Answer, importance: Mapping[str, flo
             + f" in {_trials(len(trials))}, "
             f"{trials['cpu_s'].sum() / 3600:.2f} CPU hours"
         ),
-        "counts": ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items()),
+        "counts": ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items())
+        + ("; ended before all were trained" if sweep.get("status") == "finished early" else ""),
         "importance": sorted(importance.items(), key=lambda item: -item[1]),
         "trials": (shown, [[_cell(v) for v in row] for row in every.itertuples(index=False)]),
         "dataset": sweep["dataset"],

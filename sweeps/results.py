@@ -85,10 +85,11 @@ def load(path: str | os.PathLike[str]) -> SweepResults:
 def merged(runs: Sequence[SweepResults]) -> SweepResults:
     """Runs of one sweep under the same settings as one: levels or seeds that were trained on different days.
 
-    What is told of the run itself, such as its machine, is the first one's.
+    What is told of the run itself, such as its machine, is the first one's. A trial that one of them did not finish
+    and another did is the other's.
 
     Raises:
-        ResultsError: they differ in more than their trials, or have a trial in common.
+        ResultsError: they differ in more than their trials, or both ended the same one.
     """
     first = runs[0]
     for other in runs[1:]:
@@ -101,8 +102,14 @@ def merged(runs: Sequence[SweepResults]) -> SweepResults:
             ours, theirs = (run.sweep.get("bundles", {}).get(str(level)) for run in (first, other))
             if ours != theirs:
                 raise ResultsError(f"{first.folder} and {other.folder} differ in {level}: {ours} and {theirs}")
+    ended = {trial for run in runs for trial in run.trials.query("status != 'unfinished'")["trial"]}
+    given_up = [ended & set(run.trials.query("status == 'unfinished'")["trial"]) for run in runs]
     trials, epochs = (
-        pd.concat([getattr(run, name) for run in runs], ignore_index=True) for name in ("trials", "epochs")
+        pd.concat(
+            [frame[~frame["trial"].isin(names)] for frame, names in zip(frames, given_up, strict=True)],
+            ignore_index=True,
+        )
+        for frames in ([run.trials for run in runs], [run.epochs for run in runs])
     )
     if (twice := trials.loc[trials["trial"].duplicated(), "trial"]).size:
         raise ResultsError(f"more than one of {', '.join(str(run.folder) for run in runs)} has {twice.iloc[0]}")

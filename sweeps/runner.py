@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from core.distill import WeakTeacherWarning
 from core.readers import load_dataset
 from core.train_config import Plan
 from nodes import command
-from nodes.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UsageError, say_error
+from nodes.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UsageError, say, say_error
 from nodes.growth import check_fits, has_gpus
 from sweeps import cluster, console, run_folder
 from sweeps.flags import Flags, parse
@@ -31,7 +30,7 @@ from sweeps.observer import Observer
 from sweeps.progress import ProgressView
 from sweeps.question import SMOKE_PICTURES, Sweep, plans_by_level, resolve, seeds_of
 from sweeps.report import render
-from sweeps.results import TrialRecord, finalists, levels, load, to_frames
+from sweeps.results import ResultsError, TrialRecord, finalists, levels, load, to_frames
 from sweeps.run_folder import RunFolder
 from sweeps.searcher import DistinctOptunaSearch
 from sweeps.space import Point
@@ -69,12 +68,14 @@ def main(sweep: Sweep, flags: Flags) -> int:
                     run.discard()
                 raise
             folder = run.path
-            return runner.execute()
+            return runner.finish() if flags.finish else runner.execute()
     except UsageError as error:
         say_error(str(error))
         return EXIT_USAGE
     except KeyboardInterrupt:
         console.say_how_to_resume(sweep.name, folder, "interrupted")
+        if folder is not None:
+            say(f"or end it by what is trained:\n  python sweeps/{sweep.name}.py --resume {folder} --finish")
         return EXIT_INTERRUPTED
     except Exception as error:
         why = storage_failure(error)
@@ -123,21 +124,38 @@ class Runner:
             records = [*records, *self.stage(CONFIRM_STAGE, confirming, stored, earlier=records)]
         trials, epochs = to_frames(records)
 
-        counts = Counter(record.status for record in records)
-        if counts["unfinished"] or len(records) < self.resolved.num_trials:
+        if self._is_unfinished(trials):
             patiently(lambda: self.run.write(trials, epochs, status="interrupted"))
             raise KeyboardInterrupt
+        return self._conclude(trials, epochs, stored)
+
+    def finish(self) -> int:
+        """Train no more: conclude from the trials that have ended."""
+        try:
+            results = load(self.run.path)
+        except ResultsError as error:
+            raise UsageError(str(error)) from error
+        self.run.open(self.sweep, self.resolved, self.data)
+        return self._conclude(results.trials, results.epochs, ray.put(self.data))
+
+    def _is_unfinished(self, trials: pd.DataFrame) -> bool:
+        return "unfinished" in set(trials["status"]) or len(trials) < self.resolved.num_trials
+
+    def _conclude(self, trials: pd.DataFrame, epochs: pd.DataFrame, data: ObjectRef[Dataset]) -> int:
         chosen = finalists(trials, self.sweep.factor)
-        self._measure_test_accuracy(trials, chosen, stored)
+        self._measure_test_accuracy(trials, chosen, data)
         if len(chosen):
             winner = levels(trials, self.sweep.factor)[0].value
             of_winner = trials.loc[chosen][trials.loc[chosen, f"config/{self.sweep.factor}"] == winner]
             best = of_winner.sort_values("val_accuracy", ascending=False).iloc[0].to_dict()
             patiently(lambda: self.run.keep_best(best))
-        status = "completed with failures" if counts["failed"] else "completed"
+        has_failures = "failed" in set(trials["status"])
+        status = "completed with failures" if has_failures else "completed"
+        if self._is_unfinished(trials):
+            status = "finished early"
         patiently(lambda: self.run.write(trials, epochs, status))
         self._report()
-        return EXIT_FAILED if counts["failed"] else EXIT_OK
+        return EXIT_FAILED if has_failures else EXIT_OK
 
     def stage(
         self, stage: str, points: list[Point], data: ObjectRef[Dataset], earlier: Sequence[TrialRecord] = ()

@@ -17,7 +17,7 @@ def test_the_flags_are_those_promised() -> None:
     assert {field.name for field in dataclasses.fields(Flags)} == {
         *("dataset", "data_root", "num_samples", "seeds", "budget", "epochs", "search", "scheduler", "set"),
         *("cpus_per_trial", "gpus_per_trial", "address", "storage", "name", "resume", "smoke", "study_url"),
-        *("mlflow_url", "vary", "search_seed", "first_seed"),
+        *("mlflow_url", "vary", "search_seed", "first_seed", "finish"),
     }
 
 

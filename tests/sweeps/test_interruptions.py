@@ -14,7 +14,7 @@ from pandas.testing import assert_frame_equal
 from support import FEWER, LONGER, TINY, descendants_named, kill, reproducible, run, start, wait_for_checkpoints
 
 from benchmarks.node_deaths import check_same
-from sweeps.results import SweepResults, load
+from sweeps.results import TRIALS_FILE, SweepResults, load
 
 
 def saved(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
@@ -96,6 +96,36 @@ def test_ctrl_c_and_kill_9_of_the_driver_change_no_number_of_a_grid(tmp_path: Pa
     check_kept(*after_kill, results.epochs)
     check_same_after_interruption(load(folder.with_name("whole")), results)
     assert len(results.trials) == 4 and (results.trials["status"] == "completed").all()
+
+
+def test_a_run_that_was_stopped_is_finished_by_what_had_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 1}')  # one trial after the other
+    flags = (*TINY, "--vary", "patch_size=16,4", "--epochs", "3", "--seeds", "1", "--name", "stopped")
+    process = start(tmp_path, *flags)
+    folder = tmp_path / "results" / "patch_size" / "stopped"
+    while not (folder / TRIALS_FILE).exists() or "completed" not in set(load(folder).trials["status"]):
+        assert process.poll() is None, (tmp_path / "output.txt").read_text()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "--resume results/patch_size/stopped --finish" in (tmp_path / "output.txt").read_text()
+
+    done = run(tmp_path, "--resume", "latest", "--finish")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Of 4 no trial was completed." in done.stdout
+    results = load(folder)
+    assert results.sweep["status"] == "finished early"
+    assert "; ended before all were trained. Cost: " in (folder / "report.md").read_text()
+    ended, other = (results.trials.set_index("config/patch_size").loc[size] for size in (16, 4))
+    assert ended["status"] == "completed" and 0 <= ended["test_accuracy"] <= 1
+    assert other["status"] == "unfinished" and pd.isna(other["test_accuracy"])
+    assert (folder / "best").is_dir()
+
+    resumed = run(tmp_path, "--resume", "latest")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    whole = load(folder)
+    assert whole.sweep["status"] == "completed" and (whole.trials["status"] == "completed").all()
+    assert whole.trials.set_index("config/patch_size").loc[16, "test_accuracy"] == ended["test_accuracy"]
 
 
 @pytest.mark.slow

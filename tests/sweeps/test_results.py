@@ -261,6 +261,11 @@ def test_runs_of_one_sweep_come_together(
     assert markdown_table(*summary_rows(merged([monday, tuesday]))) in capsys.readouterr().out
     with pytest.raises(ResultsError, match="more than one of"):
         merged([monday, monday])
+    given_up = example(tmp_path / "sunday", [*RECORDS[:3], dataclasses.replace(RECORDS[4], status="unfinished")])
+    assert given_up.trials["status"].tolist().count("unfinished") == 1
+    together = merged([given_up, tuesday])
+    assert (together.trials["status"] != "unfinished").all()
+    assert not together.epochs.duplicated(["trial", "epoch"]).any()
     tuesday.sweep["bundles"] = {"8": {"depth": 3}}
     with pytest.raises(ResultsError, match=r"monday and \S+tuesday differ in 8"):
         merged([monday, tuesday])
