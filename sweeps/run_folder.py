@@ -85,6 +85,25 @@ class RunFolder:
         Raises:
             UsageError: a resumed run would compute something else now than when it began.
         """
+        self.record.update(
+            **self.check_same(sweep, resolved, data),
+            reference=sweep.reference,
+            prototype=sweep.prototype,
+            machine=describe_machine(),
+            commit=source_commit(),
+        )
+        self._write_record("running")
+        latest = self.path.parent / "latest"
+        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".latest-") as fresh:
+            (Path(fresh) / "latest").symlink_to(self.path.name)
+            (Path(fresh) / "latest").replace(latest)
+
+    def check_same(self, sweep: Sweep, resolved: Resolved, data: Dataset) -> dict[str, Any]:
+        """All that the results depend on, as the record keeps it.
+
+        Raises:
+            UsageError: the run began with something else.
+        """
         asked = {
             "base": resolved.base,
             "factor": sweep.factor,
@@ -105,18 +124,7 @@ class RunFolder:
                     f"{self.path} began with another {name} ({_differences(before, now)}), by the code of commit "
                     f"{self.record['commit']}; go on with that code and data, or start a new run"
                 )
-        self.record.update(
-            **asked,
-            reference=sweep.reference,
-            prototype=sweep.prototype,
-            machine=describe_machine(),
-            commit=source_commit(),
-        )
-        self._write_record("running")
-        latest = self.path.parent / "latest"
-        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".latest-") as fresh:
-            (Path(fresh) / "latest").symlink_to(self.path.name)
-            (Path(fresh) / "latest").replace(latest)
+        return asked
 
     def write(self, trials: pd.DataFrame, epochs: pd.DataFrame, status: str) -> None:
         """Replace the frames and the record; `status` is running, interrupted, finished early, completed, ..."""

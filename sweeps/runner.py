@@ -135,7 +135,7 @@ class Runner:
             results = load(self.run.path)
         except ResultsError as error:
             raise UsageError(str(error)) from error
-        self.run.open(self.sweep, self.resolved, self.data)
+        self.run.check_same(self.sweep, self.resolved, self.data)
         return self._conclude(results.trials, results.epochs, ray.put(self.data))
 
     def _is_unfinished(self, trials: pd.DataFrame) -> bool:
