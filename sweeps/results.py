@@ -102,15 +102,13 @@ def merged(runs: Sequence[SweepResults]) -> SweepResults:
             ours, theirs = (run.sweep.get("bundles", {}).get(str(level)) for run in (first, other))
             if ours != theirs:
                 raise ResultsError(f"{first.folder} and {other.folder} differ in {level}: {ours} and {theirs}")
-    ended = {trial for run in runs for trial in run.trials.query("status != 'unfinished'")["trial"]}
-    given_up = [ended & set(run.trials.query("status == 'unfinished'")["trial"]) for run in runs]
-    trials, epochs = (
-        pd.concat(
-            [frame[~frame["trial"].isin(names)] for frame, names in zip(frames, given_up, strict=True)],
-            ignore_index=True,
-        )
-        for frames in ([run.trials for run in runs], [run.epochs for run in runs])
-    )
+    ended = pd.concat([run.trials.loc[run.trials["status"] != "unfinished", "trial"] for run in runs])
+    trials, epochs = [], []
+    for run in runs:
+        given_up = run.trials["trial"].isin(ended) & (run.trials["status"] == "unfinished")
+        trials.append(run.trials[~given_up])
+        epochs.append(run.epochs[~run.epochs["trial"].isin(run.trials.loc[given_up, "trial"])])
+    trials, epochs = pd.concat(trials, ignore_index=True), pd.concat(epochs, ignore_index=True)
     if (twice := trials.loc[trials["trial"].duplicated(), "trial"]).size:
         raise ResultsError(f"more than one of {', '.join(str(run.folder) for run in runs)} has {twice.iloc[0]}")
     return SweepResults(folder=first.folder, trials=trials, epochs=epochs, sweep=first.sweep)
