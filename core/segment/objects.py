@@ -102,6 +102,7 @@ class FoundObject:
         return sampled(self.best.logits, y * low, x * low) + calibration.blend * coarse
 
     def instance(self) -> Instance:
+        """What is answered of it."""
         return Instance(
             cropped=self.mask.tight(),
             score=self.score,
