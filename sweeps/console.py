@@ -26,6 +26,11 @@ def say_how_to_resume(sweep: str, folder: Path | None, why: str) -> None:
         say(f"What was done is kept. Go on with:\n  python sweeps/{sweep}.py --resume {folder}")
 
 
+def say_how_to_finish(sweep: str, folder: Path) -> None:
+    """The other way on from there."""
+    say(f"or end it by what is trained:\n  python sweeps/{sweep}.py --resume {folder} --finish")
+
+
 def announce(
     sweep: Sweep, flags: Flags, resolved: Resolved, plans: Mapping[Any, Plan | None], data: Dataset, folder: Path
 ) -> None:

@@ -127,7 +127,11 @@ class RunFolder:
         return asked
 
     def write(self, trials: pd.DataFrame, epochs: pd.DataFrame, status: str) -> None:
-        """Replace the frames and the record; `status` is running, interrupted, finished early, completed, ..."""
+        """Replace the frames and the record.
+
+        Args:
+            status: running, interrupted, finished early, completed or completed with failures.
+        """
         write_frame(trials, self.path / TRIALS_FILE)
         write_frame(epochs, self.path / EPOCHS_FILE)
         self._write_record(status)
@@ -276,10 +280,8 @@ def _refuse_changes(flags: Flags, kept: Flags) -> None:
     """Refuse flags that a resumed run would pass over without a word."""
     for given in dataclasses.fields(Flags):
         value = getattr(flags, given.name)
-        if given.name in ("resume", "finish", "storage", *_PLACES) or value in (
-            given.default,
-            getattr(kept, given.name),
-        ):
+        of_this_start = given.name in ("resume", "finish", "storage", *_PLACES)
+        if of_this_start or value in (given.default, getattr(kept, given.name)):
             continue
         raise UsageError(
             f"--{given.name.replace('_', '-')}: a resumed run goes on as it began "

@@ -21,7 +21,7 @@ from core.distill import WeakTeacherWarning
 from core.readers import load_dataset
 from core.train_config import Plan
 from nodes import command
-from nodes.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UsageError, say, say_error
+from nodes.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, UsageError, say_error
 from nodes.growth import check_fits, has_gpus
 from sweeps import cluster, console, run_folder
 from sweeps.flags import Flags, parse
@@ -75,7 +75,7 @@ def main(sweep: Sweep, flags: Flags) -> int:
     except KeyboardInterrupt:
         console.say_how_to_resume(sweep.name, folder, "interrupted")
         if folder is not None:
-            say(f"or end it by what is trained:\n  python sweeps/{sweep.name}.py --resume {folder} --finish")
+            console.say_how_to_finish(sweep.name, folder)
         return EXIT_INTERRUPTED
     except Exception as error:
         why = storage_failure(error)
