@@ -35,7 +35,7 @@ from sweeps.run_folder import RunFolder
 from sweeps.searcher import DistinctOptunaSearch
 from sweeps.space import Point
 from sweeps.storage import has_whole_snapshot, patiently, storage_failure
-from sweeps.study import StudyWriter, distributions, to_distribution
+from sweeps.study import StudyWriter, distributions
 from sweeps.teacher import with_teacher
 from sweeps.trial import TrialSettings, folder_name, measure_test_accuracy, run_trial
 
@@ -236,7 +236,7 @@ class Runner:
     def _optuna(self) -> Any:
         logging.getLogger("optuna").setLevel(logging.ERROR)
         return DistinctOptunaSearch(
-            {name: to_distribution(domain) for name, domain in self.resolved.space.items()},
+            self.resolved.space,
             metric="val_accuracy",
             mode="max",
             sampler=optuna.samplers.TPESampler(seed=self.flags.search_seed, constant_liar=True),

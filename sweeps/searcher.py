@@ -1,13 +1,16 @@
-"""The Optuna searcher that a sweep uses: every setting once."""
+"""The Optuna searcher that a sweep uses: every setting once, and numbers to choose from in their order."""
 
 import itertools
 import json
 import random
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
+
+from sweeps.space import Choice, Domain, Space
+from sweeps.study import to_distribution
 
 _ATTEMPTS = 20
 
@@ -16,27 +19,29 @@ class DistinctOptunaSearch(OptunaSearch):
     """Optuna, asked again where it suggests what it has before: trained with the same seed, that ends the same.
 
     A sampler that has made up its mind is not asked for ever: of choices alone, one that is left is drawn blindly.
+    Of numbers to choose from Optuna sees the ranks, so that what it learns of one tells it of its neighbours too.
 
     Args:
-        space: distributions by name.
+        space: domains by name.
     """
 
-    def __init__(self, space: dict[str, Any], **options: Any) -> None:
-        super().__init__(space, **options)
+    def __init__(self, space: Space, **options: Any) -> None:
+        self._ranked = {name: ranks for name, domain in space.items() if (ranks := _in_order(domain))}
+        super().__init__({name: self._distribution(name, domain) for name, domain in space.items()}, **options)
         self._domains = space
         self._suggested: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         for _ in range(_ATTEMPTS):
-            setting = super().suggest(trial_id)
+            setting = self._next(trial_id)
             if _key(setting) not in self._suggested:
                 break
             # As failed: the sampler learns nothing from it.
             self._study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
         else:
             if left := self._left():
-                self._study.enqueue_trial(random.Random(len(left)).choice(left))
-            setting = super().suggest(trial_id)
+                self._study.enqueue_trial(self._in_ranks(random.Random(len(left)).choice(left)))
+            setting = self._next(trial_id)
         self._suggested.add(_key(setting))
         return setting
 
@@ -44,13 +49,29 @@ class DistinctOptunaSearch(OptunaSearch):
     def _study(self) -> Any:
         return self._ot_study
 
+    def _distribution(self, name: str, domain: Domain) -> BaseDistribution:
+        return IntDistribution(0, len(self._ranked[name]) - 1) if name in self._ranked else to_distribution(domain)
+
+    def _next(self, trial_id: str) -> dict[str, Any] | None:
+        suggested = super().suggest(trial_id)
+        return suggested and {n: self._ranked[n][v] if n in self._ranked else v for n, v in suggested.items()}
+
+    def _in_ranks(self, setting: dict[str, Any]) -> dict[str, Any]:
+        return {n: self._ranked[n].index(v) if n in self._ranked else v for n, v in setting.items()}
+
     def _left(self) -> list[dict[str, Any]]:
         """The settings not suggested yet, where they can be counted."""
-        if not all(isinstance(domain, CategoricalDistribution) for domain in self._domains.values()):
+        choices = {name: domain.values for name, domain in self._domains.items() if isinstance(domain, Choice)}
+        if len(choices) < len(self._domains):
             return []
-        combinations = itertools.product(*(domain.choices for domain in self._domains.values()))
-        settings = (dict(zip(self._domains, values, strict=True)) for values in combinations)
+        settings = (dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
         return [setting for setting in settings if _key(setting) not in self._suggested]
+
+
+def _in_order(domain: Domain) -> list[float] | None:
+    if isinstance(domain, Choice) and all(type(value) in (int, float) for value in domain.values):
+        return sorted(domain.values)
+    return None
 
 
 def _key(setting: dict[str, Any] | None) -> str:
