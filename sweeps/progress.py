@@ -16,10 +16,15 @@ _ROWS_SHOWN = 24
 
 
 class ProgressView:
-    """Shows trials as Tune reports them; use as a context manager around the run."""
+    """Shows trials as Tune reports them; use as a context manager around the run.
 
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total = console, total
+    Args:
+        total: how many trials there are.
+        work: how much of them will be trained, in trials' worth, where a scheduler stops some; None for all.
+    """
+
+    def __init__(self, console: Console, total: int, work: float | None = None) -> None:
+        self._console, self._total, self._work = console, total, work
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._started = time.monotonic()
         self._done_before: float | None = None  # of a resumed run, whose clock starts now
@@ -41,7 +46,7 @@ class ProgressView:
             return
         self._shown_at = now
         if self._done_before is None:
-            self._done_before = _trials_done(trials)
+            self._done_before = self._work_done(trials)
         if self._live:
             self._live.update(self._table(trials), refresh=True)
         else:
@@ -94,19 +99,22 @@ class ProgressView:
 
     def _clock(self, trials: Sequence[Trial]) -> str:
         """How long it has run and, at its speed so far, how long it will still."""
-        elapsed, done = time.monotonic() - self._started, _trials_done(trials)
+        elapsed, done = time.monotonic() - self._started, self._work_done(trials)
+        work = self._total if self._work is None else self._work
         clock = format_seconds(elapsed)
         since = done - (self._done_before or 0.0)
         # Within the first trial's worth, what one that has not reported yet has done would be missed: too long a time.
         waiting = any(t.status == Trial.RUNNING and not (t.last_result or {}).get("progress") for t in trials)
-        if since <= 0 or (since < 1 and waiting) or done >= self._total:
+        if since <= 0 or (since < 1 and waiting) or done >= work:
             return clock
-        return f"{clock}, about {format_seconds(elapsed * (self._total - done) / since)} left"
+        return f"{clock}, about {format_seconds(elapsed * (work - done) / since)} left"
 
-
-def _trials_done(trials: Sequence[Trial]) -> float:
-    """How many trials' worth of work: those that have ended, and what the others have reported."""
-    return sum(1.0 if t.is_finished() else (t.last_result or {}).get("progress", 0.0) for t in trials)
+    def _work_done(self, trials: Sequence[Trial]) -> float:
+        """In trials' worth: what they have reported. If none is stopped early, one that has ended is a whole one."""
+        return sum(
+            1.0 if t.is_finished() and self._work is None else (t.last_result or {}).get("progress", 0.0)
+            for t in trials
+        )
 
 
 def _state(trial: Trial) -> str:

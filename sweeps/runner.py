@@ -13,7 +13,6 @@ import pandas as pd
 import ray
 from ray import ObjectRef, tune
 from ray.tune.logger import JsonLoggerCallback, TBXLoggerCallback
-from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from core.data import DataError, Dataset, subset
@@ -25,6 +24,7 @@ from nodes.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Us
 from nodes.growth import check_fits, has_gpus
 from sweeps import cluster, console, run_folder
 from sweeps.flags import Flags, parse
+from sweeps.halving import SuccessiveHalving
 from sweeps.mlflow_logger import mlflow_logger
 from sweeps.observer import Observer
 from sweeps.progress import ProgressView
@@ -183,17 +183,25 @@ class Runner:
             tune.with_parameters(run_trial, data=data, settings=settings),
             {"cpu": self.flags.cpus_per_trial, "gpu": self.gpus},
         )
-        with ProgressView(command.OUT, total) as view:
+        scheduler = scheduler_of(self.flags, self.plans.values()) if stage == SEARCH_STAGE else None
+        with ProgressView(command.OUT, total, scheduler.work(total) if scheduler else None) as view:
             observer = Observer(view, on_records, location)
             if tune.Tuner.can_restore(location) and has_whole_snapshot(location):
                 tuner = tune.Tuner.restore(location, trainable, resume_errored=True)
             else:
-                tuner = self._new_tuner(stage, trainable, observer, points, total, searching)
+                tuner = self._new_tuner(stage, trainable, observer, points, total, searching, scheduler)
             tuner.fit()
         return observer.settle()
 
     def _new_tuner(
-        self, stage: str, trainable: Any, observer: Observer, points: list[Point], total: int, searching: bool
+        self,
+        stage: str,
+        trainable: Any,
+        observer: Observer,
+        points: list[Point],
+        total: int,
+        searching: bool,
+        scheduler: SuccessiveHalving | None,
     ) -> tune.Tuner:
         if searching:
             param_space, search_alg = {"seed": self.flags.first_seed}, self._optuna()
@@ -215,11 +223,7 @@ class Runner:
                 mode="max",
                 num_samples=total,
                 search_alg=search_alg,
-                scheduler=scheduler_of(self.flags, self.plans.values()) if stage == SEARCH_STAGE else None,
-                # Without a bound a searcher is asked for one trial at a time.
-                max_concurrent_trials=min(total, cluster.concurrent_trials(self.flags.cpus_per_trial, self.gpus))
-                if searching
-                else None,
+                scheduler=scheduler,
                 reuse_actors=True,
                 trial_dirname_creator=name_folder,
             ),
@@ -235,8 +239,12 @@ class Runner:
 
     def _optuna(self) -> Any:
         logging.getLogger("optuna").setLevel(logging.ERROR)
+        at_once = cluster.concurrent_trials(self.flags.cpus_per_trial, self.gpus)
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(at_once))  # else one trial at a time waits for a node
         return DistinctOptunaSearch(
             self.resolved.space,
+            at_once=at_once,
+            by_first_report=self.flags.scheduler == "asha",
             metric="val_accuracy",
             mode="max",
             sampler=optuna.samplers.TPESampler(seed=self.flags.search_seed, constant_liar=True),
@@ -269,13 +277,11 @@ class Runner:
         console.conclude(results, self.sweep.answer, self.run)
 
 
-def scheduler_of(flags: Flags, plans: Iterable[Plan | None]) -> ASHAScheduler | None:
+def scheduler_of(flags: Flags, plans: Iterable[Plan | None]) -> SuccessiveHalving | None:
     """What stops trials early, if the flags ask for it, on the way to the last report of the longest plan."""
     if flags.scheduler == "none":
         return None
-    most = max(len(plan.report_steps) for plan in plans if plan)
-    # Counted in our own evaluations, which a resumed trial keeps; Tune's count would start again.
-    return ASHAScheduler(time_attr="epoch", max_t=max(2, most), grace_period=1, reduction_factor=3)
+    return SuccessiveHalving(max(len(plan.report_steps) for plan in plans if plan))
 
 
 def _load_data(flags: Flags) -> Dataset:

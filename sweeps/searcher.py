@@ -23,15 +23,22 @@ class DistinctOptunaSearch(OptunaSearch):
 
     Args:
         space: domains by name.
+        at_once: how many trials may be unknown to Optuna; while they are, it suggests nothing. Tune's own limit counts
+            trials that a scheduler has paused, too.
+        by_first_report: Optuna is told how a trial does at its first report, and not at its end: where a scheduler lets
+            only some trials go on, that is where all of them can be compared.
     """
 
-    def __init__(self, space: Space, **options: Any) -> None:
+    def __init__(self, space: Space, *, at_once: int, by_first_report: bool = False, **options: Any) -> None:
+        self._at_once, self._by_first_report = at_once, by_first_report
         self._ranked = {name: ranks for name, domain in space.items() if (ranks := _in_order(domain))}
         super().__init__({name: self._distribution(name, domain) for name, domain in space.items()}, **options)
         self._domains = space
         self._suggested: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if len(self._ot_trials.keys() - self._completed_trials) >= self._at_once:
+            return None
         for _ in range(_ATTEMPTS):
             setting = self._next(trial_id)
             if _key(setting) not in self._suggested:
@@ -44,6 +51,16 @@ class DistinctOptunaSearch(OptunaSearch):
             setting = self._next(trial_id)
         self._suggested.add(_key(setting))
         return setting
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if self._by_first_report:
+            self.on_trial_complete(trial_id, result)
+        else:
+            super().on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if trial_id not in self._completed_trials:
+            super().on_trial_complete(trial_id, result, error)
 
     @property
     def _study(self) -> Any:

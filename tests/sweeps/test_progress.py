@@ -70,6 +70,26 @@ def test_the_time_left_is_reckoned_from_what_was_done_since_the_start(monkeypatc
     assert clocks == ["[1/4 done, 0s", "[1/4 done, 0s", "[1/4 done, 1m00s, about 9m00s left"]
 
 
+def test_where_trials_are_stopped_early_less_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("sweeps.progress.time.monotonic", lambda: now)
+    written = io.StringIO()
+    with ProgressView(Console(file=written, width=120, color_system=None), total=9, work=3.0) as view:
+        paused = trial(4, Trial.RUNNING)
+        view.show([paused])
+        now += 60
+        paused.update_last_result({"progress": 0.25, "wall_s": 60.0, "val_accuracy": 0.3})
+        paused.status = Trial.PAUSED
+        view.show([paused])
+        now += 60
+        paused.status = Trial.TERMINATED
+        view.show([paused])
+    assert written.getvalue().splitlines()[1:] == [
+        "[0/9 done, 1m00s, about 11m00s left] patch_size=4,seed=0: paused 25%, val accuracy 30.0%",
+        "[1/9 done, 2m00s, about 22m00s left] patch_size=4,seed=0: done 25%, val accuracy 30.0%",
+    ]
+
+
 def test_the_time_left_is_not_told_while_a_trial_beside_the_others_has_not_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

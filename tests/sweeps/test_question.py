@@ -56,13 +56,15 @@ def test_asha_trains_with_a_schedule_that_may_be_stopped() -> None:
         resolved(scheduler="asha", vary=("reports=8,16",))
 
 
-def test_asha_lets_the_best_come_to_the_last_report_of_the_longest_plan(shapes: Dataset) -> None:
+def test_asha_has_rungs_up_to_the_last_report_of_the_longest_plan(shapes: Dataset) -> None:
     flags = Flags(scheduler="asha", budget=1e12, set=("reports=none",))
     plans = plans_by_level(SWEEP, resolve(SWEEP, flags), shapes)
     passes = {level: len(plan.report_steps) for level, plan in plans.items() if plan}
     assert passes[16] > 100 > passes[2]
     scheduler = scheduler_of(flags, plans.values())
-    assert scheduler is not None and scheduler._max_t == passes[16]
+    assert scheduler is not None
+    assert [rung.report for rung in scheduler.rungs] == [1, 3, 9, 27, 81, 243][: len(scheduler.rungs)]
+    assert scheduler.rungs[-1].report < passes[16] <= 3 * scheduler.rungs[-1].report
 
 
 def test_budgets_exclude_each_other() -> None:
