@@ -3,9 +3,10 @@
     python -m benchmarks.search_efficiency --output docs/records/search/search_efficiency.json
 
 The grid: patch size, learning rate and batch size of a small ViT, each cell trained to the end. The searches, one a
-search seed: the same cells through `--search optuna --scheduler asha`, which chooses where to look and stops the trials
-that fall behind. All are runs of `sweeps/patch_size.py` as a user starts it, with one schedule and one seed, so that a
-cell trained to the end has the same accuracy in all of them. They are kept below `--folder`, and gone on with.
+search seed: the same cells through `--search optuna --scheduler asha`, which chooses where to look and lets only the
+best third of the trials go on at each rung. All are runs of `sweeps/patch_size.py` as a user starts it, with one
+schedule and one seed, so that a cell trained to the end has the same accuracy in all of them. They are kept below
+`--folder`, and gone on with.
 
 Compared are the validation accuracies that the grid knows: of the cell that a search chose, and of the grid's best.
 Beside them stands what a lottery gives: the best of as many cells as the FLOPs pay for, drawn from the grid blindly.
@@ -43,7 +44,7 @@ class Settings:
 
     budget: float = 8e11
     """Training FLOPs of a cell."""
-    num_samples: int = 24
+    num_samples: int = 30
     """Settings that a search draws."""
     searches: int = 3
     """How many searches, with search seeds 0, 1, ..."""
