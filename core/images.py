@@ -43,6 +43,8 @@ _XMP = ("xmp", "XML:com.adobe.xmp")
 # made, what libjpeg keeps of a file in several scans, at worst four channels, and what libwebp keeps.
 _PEAK_BYTES = {"JPEG": 13, "MPO": 13, "WEBP": 17}
 _USUAL_PEAK_BYTES = 8
+# Longest side, JPEG's own. Scaling and drawing take memory by the side, however short the other one is.
+MAX_SIDE = 65_535
 # Pixels that are converted at once.
 _BAND_PIXELS = 2**16
 
@@ -68,11 +70,12 @@ def cost(data: bytes, *, max_pixels: int) -> Cost:
         return Cost(0, 0)
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as picture:
+            _check_size(picture, max_pixels)
             pixels = picture.width * picture.height
             peak_bytes = _PEAK_BYTES.get(picture.format or "", _USUAL_PEAK_BYTES)
     except Exception:  # Pillow raises all kinds on damaged bytes, and again when `decode` opens them, which names them
         return Cost(0, 0)
-    return Cost(pixels, pixels * peak_bytes) if pixels <= max_pixels else Cost(0, 0)
+    return Cost(pixels, pixels * peak_bytes)
 
 
 def decode(data: bytes, *, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -84,7 +87,7 @@ def decode(data: bytes, *, max_pixels: int) -> UInt8[np.ndarray, "height width 3
         max_pixels: width times height at most, compared with the file's header before any pixel is decoded.
 
     Raises:
-        PictureTooLargeError: there are more pixels than that.
+        PictureTooLargeError: there are more pixels than that, or more than `MAX_SIDE` in a row or column.
         PictureError: the bytes are empty, damaged, cut short, of a format not in `FORMATS`, or of a form that hardly
             any program writes and that would take long to read.
     """
@@ -168,6 +171,10 @@ def _check_size(picture: Image.Image, max_pixels: int) -> None:
     if picture.width * picture.height > max_pixels:
         raise PictureTooLargeError(
             f"The picture has {picture.width} x {picture.height} pixels; at most {max_pixels:,} are allowed."
+        )
+    if max(picture.size) > MAX_SIDE:
+        raise PictureTooLargeError(
+            f"The picture has {picture.width} x {picture.height} pixels; a side of at most {MAX_SIDE:,} is allowed."
         )
 
 

@@ -8,11 +8,13 @@ bytes. Damage is not reported here: what cannot be followed is left to the decod
 import re
 import struct
 
-# Each several times what large real files have: ICC profiles and depth maps in JPEGs, PNGs in pieces of a kilobyte.
+# Each several times what large real files have: ICC profiles and depth maps in JPEGs, text and animations in PNGs.
 MAX_SEGMENTS = 500
 MAX_SCANS = 64
 MAX_LOOSE_BYTES = 100_000
 MAX_CHUNKS = 20_000
+# Writers cut a PNG's pixels into chunks of this size or more, as many as there are pixels for.
+_PIXEL_CHUNK = 1024
 MAX_BLOCKS = 100_000
 
 # Neither a stuffed zero nor a restart, both of which belong to the pixels.
@@ -54,12 +56,14 @@ def _jpeg_has(data: bytes) -> bool:
 
 
 def _png_has(data: bytes) -> bool:
-    position = 8
-    for _ in range(MAX_CHUNKS):
-        if position + 8 > len(data):
-            return False
-        position += 12 + struct.unpack_from(">I", data, position)[0]
-    return True
+    position, chunks = 8, 0
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        position += 12 + length
+        chunks += kind != b"IDAT" or length < _PIXEL_CHUNK
+        if chunks >= MAX_CHUNKS:
+            return True
+    return False
 
 
 def _gif_has(data: bytes) -> bool:

@@ -5,7 +5,9 @@ import re
 HIDDEN = "***"
 # Up to the last @ of the word: a secret key with a bare / or @ in it is a mistake, and still a secret.
 _PASSWORD_IN_URL = re.compile(r"(?<=://)([^:/@\s]*):(\S*)@")
-_SECRET_IN_QUERY = re.compile(r"(?i)(?<=[?&])((?:[a-z_]*(?:password|passwd|token|secret|secret_key|api_?key))=)[^&\s]+")
+_SECRET_IN_QUERY = re.compile(
+    r"(?i)(?<=[?&])((?:[a-z_-]*(?:password|passwd|token|secret|secret_key|api_?key|sig|signature))=)[^&\s'\"]+"
+)
 
 
 def without_passwords(text: str) -> str:

@@ -169,7 +169,8 @@ def _conclude(job: Job) -> None:
         say(f"{counts['unusable']:,} of {counts['pictures']:,} pictures cannot be used: errors.parquet says why")
     if "instances" in counts:
         say(f"{counts['instances']:,} instances in {counts['answered']:,} pictures")
-    say(f"results: {job.store.shown(RESULTS)} (beside it batch.json, errors.parquet, instances.json)")
+    beside = "batch.json, errors.parquet" + (", instances.json" if "instances" in counts else "")
+    say(f"results: {job.store.shown(RESULTS)} (beside it {beside})")
 
 
 if __name__ == "__main__":

@@ -342,7 +342,7 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _is_parquet(name: str) -> bool:
-    return name.lower().endswith((".parquet", ".pq"))
+    return name.lower().partition("?")[0].endswith((".parquet", ".pq"))  # a link may have a query
 
 
 def _printable(path: str) -> str:

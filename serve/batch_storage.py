@@ -5,10 +5,12 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from threading import Thread
+from typing import IO, Any, BinaryIO
 from urllib.parse import quote
 
 from fsspec import AbstractFileSystem
@@ -81,8 +83,18 @@ def _is_object_store(fs: AbstractFileSystem) -> bool:
 
 
 def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
-    """The whole file."""
-    data: Any = fs.cat_file(path)
+    """The whole file.
+
+    Raises:
+        OSError: it cannot be read, whatever the file system calls that.
+    """
+    try:
+        data: Any = fs.cat_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # such as aiohttp's, of which only a 404 is made an OSError by fsspec
+        refused = getattr(error, "status", None) in (401, 403)
+        raise (PermissionError if refused else OSError)(str(error)) from error
     return data
 
 
@@ -143,12 +155,15 @@ class Store:
             with tempfile.TemporaryFile() as file:
                 yield file  # type: ignore[misc]
                 file.seek(0)
-                if not _is_object_store(self.fs):
-                    self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-                remote: Any = self.fs.open(target, "wb")
-                with remote:
-                    while block := file.read(2**23):
-                        remote.write(block)
+                # In a thread, where Ctrl-C does not come: a stream that is left early puts in place what it has.
+                uploaded: Future[None] = Future()
+                uploader = Thread(target=lambda: _settle(uploaded, self._upload, file, target))
+                try:
+                    uploader.start()
+                    uploader.join()
+                finally:
+                    uploader.join()
+                uploaded.result()
             return
         folder = Path(target).parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,9 +177,24 @@ class Store:
         finally:
             fresh.unlink(missing_ok=True)
 
+    def _upload(self, file: IO[bytes], target: str) -> None:
+        if not _is_object_store(self.fs):
+            self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        remote: Any = self.fs.open(target, "wb")
+        with remote:
+            while block := file.read(2**23):
+                remote.write(block)
+
     def sweep(self, *folders: str) -> None:
         """Remove what killed processes were writing. Folders may hold wildcards."""
         if is_local(self.fs):
             for folder in folders:
                 for file in Path(self.root).glob(os.fspath(PurePath(folder, f"{_FRESH}*"))):
                     file.unlink(missing_ok=True)
+
+
+def _settle(future: Future[None], work: Callable[..., None], *arguments: object) -> None:
+    try:
+        future.set_result(work(*arguments))
+    except BaseException as error:
+        future.set_exception(error)

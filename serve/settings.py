@@ -32,7 +32,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _absolute_if_there(name: str) -> str:
-    """A checkpoint that is on disk by its whole path, as replicas run in another folder; else it is a hub's name."""
+    """What is on disk by its whole path, as replicas run in another folder; else it is a name that others know."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
 
@@ -61,7 +61,7 @@ class Settings(BaseModel):
     sam2: Checkpoint | None = Field(
         default=None, description="Another SAM 2 than the preset's: a folder, a .pt file, or a name on the hub."
     )
-    sam2_config: str | None = Field(
+    sam2_config: Checkpoint | None = Field(
         default=None, description="With a .pt file, the name of its sam2 configuration, or a YAML file."
     )
     calibration: File | None = Field(

@@ -121,10 +121,9 @@ def choose(region: Region, judged: Sequence[Judged], calibration: Calibration) -
     return best, said
 
 
-def shortlist(judged: Sequence[Judged]) -> tuple[Candidate, ...]:
+def shortlist(offered: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """The best few, the best first."""
-    ranked = sorted((one.candidate for one in judged), key=lambda candidate: -candidate.score)
-    return tuple(ranked[:_KEPT])
+    return tuple(sorted(offered, key=lambda candidate: -candidate.score)[:_KEPT])
 
 
 def _best_fit(

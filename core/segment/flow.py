@@ -197,7 +197,7 @@ def _look_wider(
     for one, there in again:
         if there.best is not None:
             one.region, one.picture = there.region, there.picture
-            one.judged, one.best, one.why = there.judged, there.best, there.why
+            one.offered, one.best, one.why = there.offered, there.best, there.why
 
 
 def _alone(prompt: str) -> str:
@@ -211,9 +211,13 @@ def _refine(
     proposals = [propose(one.region, low_res_size) for one in objects]
     answers = yield [Decode(one.picture, tuple(asked.values())) for one, asked in zip(objects, proposals, strict=True)]
     for one, asked, offers in zip(objects, proposals, answers, strict=True):
-        for kind, offer in zip(asked, offers, strict=True):
-            one.judged += judge(one.region, kind, offer, calibration)
-        one.best, one.why = choose(one.region, one.judged, calibration)
+        judged = [
+            each
+            for kind, offer in zip(asked, offers, strict=True)
+            for each in judge(one.region, kind, offer, calibration)
+        ]
+        one.offered += [each.candidate for each in judged]
+        one.best, one.why = choose(one.region, judged, calibration)
     for _ in range(calibration.rounds):
         going = [(one, one.best) for one in objects if one.best is not None]
         if not going:
@@ -221,7 +225,7 @@ def _refine(
         answers = yield [Decode(one.picture, (improve(one.region, best),)) for one, best in going]
         for (one, best), (offer,) in zip(going, answers, strict=True):
             again = judge(one.region, f"{best.candidate.kind.removesuffix(', again')}, again", offer, calibration)
-            one.judged += again
+            one.offered += [each.candidate for each in again]
             better, why = choose(one.region, again, calibration)
             if better is not None and better.candidate.score > best.candidate.score:
                 one.best, one.why = better, why

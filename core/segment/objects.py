@@ -10,7 +10,7 @@ from core.segment.candidates import Judged, shortlist
 from core.segment.masks import soft_iou
 from core.segment.questions import EncodedImage
 from core.segment.regions import Region, evidence, presence_of, sample, sample_places
-from core.segment.results import CroppedMask, Instance
+from core.segment.results import Candidate, CroppedMask, Instance
 
 # Two answers to one prompt that overlap more than this are one object.
 _SAME_OBJECT = 0.6
@@ -26,13 +26,13 @@ class FoundObject:
 
     Attributes:
         picture: the picture, or the window of it, that the region was seen in.
-        judged: what SAM 2 has offered for the region so far; `best` and `why` are its choice.
+        offered: what SAM 2 has offered for the region so far; of the masks only that of `best`, its choice, is kept.
     """
 
     prompt: int
     region: Region
     picture: EncodedImage
-    judged: list[Judged] = field(default_factory=list)
+    offered: list[Candidate] = field(default_factory=list)
     best: Judged | None = None
     why: str = ""
     evidence: tuple[float, ...] = ()
@@ -111,7 +111,7 @@ class FoundObject:
             evidence=self.evidence,
             source="coarse" if self.best is None else "sam2",
             why=self.why,
-            candidates=shortlist(self.judged),
+            candidates=shortlist(self.offered),
             zoomed=self.region.zoomed,
         )
 

@@ -161,7 +161,7 @@ class Sam2:
         return F.interpolate(mask_logits[None], size=size, mode="bilinear", align_corners=False)[0]
 
     def _pixels(self, image: Image) -> Tensor:
-        scaled = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+        scaled = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().div_(255)
         side = (self.image_size, self.image_size)
         if scaled.shape[-2:] != side:
             # As torchvision's Resize on a tensor, which sam2's own transforms use.

@@ -226,6 +226,15 @@ def test_too_many_pixels_are_refused_before_decoding() -> None:
         read(png_header(1000, 1000))
 
 
+@pytest.mark.parametrize("size", [(65_536, 1), (1, 65_536)])
+def test_a_picture_that_is_long_and_thin_is_refused_though_its_pixels_are_few(size: tuple[int, int]) -> None:
+    data = png_header(*size)
+    with pytest.raises(PictureTooLargeError, match=r"a side of at most 65,535 is allowed"):
+        read(data)
+    assert cost(data, max_pixels=1_000_000) == (0, 0)
+    assert cost(png_header(65_535, 1), max_pixels=1_000_000).pixels == 65_535
+
+
 @pytest.mark.parametrize("side", [10_000, 15_000, 2**31 - 1])
 def test_decompression_bombs_are_refused(side: int) -> None:
     # Pillow warns of the first, and refuses to open the others.

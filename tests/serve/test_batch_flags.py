@@ -95,6 +95,12 @@ def test_options_out_of_range_are_refused(given: dict[str, object], name: str) -
         ("s3://bucket/a@2x/b.png", "s3://bucket/a@2x/b.png"),
         ("http://me@host:8080/x", "http://me@host:8080/x"),
         ("photos:old/a@2x", "photos:old/a@2x"),
+        ("https://a.net/x?sp=r&sig=b%2Fc", "https://a.net/x?sp=r&sig=***"),
+        (
+            "https://a.net/x?X-Amz-Security-Token=b&X-Amz-Signature=c",
+            "https://a.net/x?X-Amz-Security-Token=***&X-Amz-Signature=***",
+        ),
+        ("https://a.net/x?design=b&v=1", "https://a.net/x?design=b&v=1"),
     ],
 )
 def test_passwords_in_urls_are_neither_shown_nor_kept(url: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,15 @@ def test_a_link_is_followed_once(tmp_path: Path) -> None:
     assert Settings(classifier=tmp_path / "latest").classifier == (tmp_path / "first").resolve()
 
 
+def test_a_configuration_of_sam2_is_a_file_where_there_is_one_and_else_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").touch()
+    assert Settings(sam2="w.pt", sam2_config="my.yaml").sam2_config == str(tmp_path / "my.yaml")
+    assert Settings(sam2="w.pt", sam2_config="configs/sam2.1/t.yaml").sam2_config == "configs/sam2.1/t.yaml"
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
