@@ -41,8 +41,8 @@ class Flags:
     search_seed: int = 0
     """Another number draws other settings."""
     scheduler: Literal["none", "asha"] = "none"
-    """`asha` lets the best third of the settings go on at reports 1, 3, 9, ..., and trains all with a schedule that is
-    safe to stop early."""
+    """`asha` lets the best third of the trials, whatever their level, go on at reports 1, 3, 9, ..., and trains all
+    with a schedule that is safe to stop early."""
     set: Annotated[tuple[str, ...], _repeatable("NAME=VALUE ..."), tyro.conf.UseAppendAction] = ()
     """Fix fields of the model or the training for all trials, such as --set depth=9 batch_size=256."""
     vary: Annotated[tuple[str, ...], _repeatable("NAME=A,B,..."), tyro.conf.UseAppendAction] = ()

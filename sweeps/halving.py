@@ -68,7 +68,13 @@ class SuccessiveHalving(FIFOScheduler):
                 if trial.status == Trial.PENDING and not _is_whole(last):
                     trial.set_status(Trial.PAUSED)  # Tune would let every trial that waited go on
 
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        for rung in self.rungs:  # it keeps no place from the others
+            rung.scores.pop(trial.trial_id, None)
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if result.get("error"):
+            self.on_trial_error(tune_controller, trial)
         for rung in self.rungs:
             if result["epoch"] >= rung.report and trial.trial_id not in rung.promoted:
                 rung.scores.setdefault(trial.trial_id, self._score(result))

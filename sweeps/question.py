@@ -260,7 +260,8 @@ def plans_by_level(sweep: Sweep, resolved: Resolved, data: Dataset) -> dict[Any,
 
 def _budget(flags: Flags) -> dict[str, Any]:
     if flags.epochs:
-        return {"epochs": flags.epochs, "reports": None}
+        # A report a pass; where reports decide what goes on, as few as else: the first must be past the warm-up.
+        return {"epochs": flags.epochs, **({} if flags.scheduler == "asha" else {"reports": None})}
     if flags.budget:
         return {"flops": flags.budget}
     return {"images": SMOKE_PICTURES}

@@ -136,6 +136,8 @@ class Runner:
         except ResultsError as error:
             raise UsageError(str(error)) from error
         self.run.check_same(self.sweep, self.resolved, self.data)
+        if "completed" not in set(results.trials["status"]):
+            raise UsageError("no trial has been trained to its end yet; go on with --resume, without --finish")
         return self._conclude(results.trials, results.epochs, ray.put(self.data))
 
     def _is_unfinished(self, trials: pd.DataFrame) -> bool:
@@ -168,6 +170,11 @@ class Runner:
         # many trials want fewer, and so does an object store, which bills each file.
         shortest = 1 if self.run.keeps_trials_here else 15
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(max(shortest, total // 100))
+        os.environ.pop("TUNE_MAX_PENDING_TRIALS_PG", None)
+        if searching:
+            at_once = cluster.concurrent_trials(self.flags.cpus_per_trial, self.gpus)
+            DistinctOptunaSearch.at_once = at_once  # of this cluster, also when the run goes on on another
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # else one trial at a time waits for a node
 
         def on_records(records: list[TrialRecord]) -> None:
             self.study.add(records)
@@ -239,11 +246,8 @@ class Runner:
 
     def _optuna(self) -> Any:
         logging.getLogger("optuna").setLevel(logging.ERROR)
-        at_once = cluster.concurrent_trials(self.flags.cpus_per_trial, self.gpus)
-        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(at_once))  # else one trial at a time waits for a node
         return DistinctOptunaSearch(
             self.resolved.space,
-            at_once=at_once,
             by_first_report=self.flags.scheduler == "asha",
             metric="val_accuracy",
             mode="max",
@@ -252,7 +256,9 @@ class Runner:
 
     def _confirmation_points(self, records: Sequence[TrialRecord]) -> list[Point]:
         """After Optuna, which trains each setting once: the finalists with the seeds they have not had."""
-        if self.flags.search != "optuna" or any(record.status == "unfinished" for record in records):
+        if self.flags.search != "optuna" or len(records) < self.resolved.num_trials:
+            return []
+        if any(record.status == "unfinished" for record in records):
             return []
         trials, _ = to_frames(records)
         by_id = {record.trial_id: record.point for record in records}

@@ -3,7 +3,7 @@
 import itertools
 import json
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
@@ -23,21 +23,25 @@ class DistinctOptunaSearch(OptunaSearch):
 
     Args:
         space: domains by name.
-        at_once: how many trials may be unknown to Optuna; while they are, it suggests nothing. Tune's own limit counts
-            trials that a scheduler has paused, too.
         by_first_report: Optuna is told how a trial does at its first report, and not at its end: where a scheduler lets
             only some trials go on, that is where all of them can be compared.
+
+    Attributes:
+        at_once: how many trials may be unknown to Optuna; while they are, it suggests nothing. Of the process, and not
+            of what Tune pickles. Tune's own limit counts trials that a scheduler has paused, too.
     """
 
-    def __init__(self, space: Space, *, at_once: int, by_first_report: bool = False, **options: Any) -> None:
-        self._at_once, self._by_first_report = at_once, by_first_report
+    at_once: ClassVar[int] = 1
+
+    def __init__(self, space: Space, *, by_first_report: bool = False, **options: Any) -> None:
+        self._by_first_report = by_first_report
         self._ranked = {name: ranks for name, domain in space.items() if (ranks := _in_order(domain))}
         super().__init__({name: self._distribution(name, domain) for name, domain in space.items()}, **options)
         self._domains = space
         self._suggested: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        if len(self._ot_trials.keys() - self._completed_trials) >= self._at_once:
+        if len(self._ot_trials.keys() - self._completed_trials) >= self.at_once:
             return None
         for _ in range(_ATTEMPTS):
             setting = self._next(trial_id)

@@ -39,6 +39,9 @@ def train(config: dict[str, Any]) -> None:
             log.write(f"{epoch}\n")
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "epoch.json").write_text(json.dumps(epoch))
+            if epoch == config["fails_at"]:
+                tune.report({"epoch": -1, "val_accuracy": float("nan"), "error": "the loss is nan"})
+                return
             metrics = {"epoch": epoch, "val_accuracy": epoch * config["quality"], "progress": epoch / config["reports"]}
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
@@ -60,7 +63,7 @@ class Interruption(tune.Callback):
 
 def tuner(folder: Path, points: list[dict[str, Any]], interrupt_at: int | None = None) -> tune.Tuner:
     (folder / "log").mkdir()
-    points = [{"reports": REPORTS, "log": str(folder / "log"), **point} for point in points]
+    points = [{"reports": REPORTS, "fails_at": 0, "log": str(folder / "log"), **point} for point in points]
     return tune.Tuner(
         train,
         param_space={name: tune.choice([point[name] for point in points]) for name in points[0]},
@@ -102,6 +105,15 @@ def test_one_comes_to_the_end_however_few_there_are(tmp_path: Path, count: int) 
     trained = reports_by_quality(tmp_path)
     assert trained.pop(count) == list(range(1, REPORTS + 1))
     assert all(reports == [1] for reports in trained.values())
+
+
+@pytest.mark.usefixtures("two_cpus")
+@pytest.mark.parametrize("fails_at", [1, 2, 5])
+def test_in_place_of_a_trial_that_fails_another_comes_to_the_end(tmp_path: Path, fails_at: int) -> None:
+    points = [{"quality": quality, "fails_at": fails_at if quality == 9 else 0} for quality in range(9, 0, -1)]
+    tuner(tmp_path, points).fit()
+    trained = {quality: len(reports) for quality, reports in reports_by_quality(tmp_path).items()}
+    assert trained[9] == fails_at and trained[8] == REPORTS
 
 
 @pytest.mark.usefixtures("two_cpus")

@@ -1,4 +1,5 @@
 import optuna
+import pytest
 
 from sweeps.searcher import DistinctOptunaSearch
 from sweeps.space import Choice
@@ -7,7 +8,7 @@ from sweeps.space import Choice
 def test_no_setting_is_suggested_twice_though_one_is_far_better() -> None:
     space = {"a": Choice((4, 1, 3, 2)), "b": Choice(("x", "y", "z"))}
     sampler = optuna.samplers.TPESampler(seed=0)
-    searcher = DistinctOptunaSearch(space, at_once=1, metric="score", mode="max", sampler=sampler)
+    searcher = DistinctOptunaSearch(space, metric="score", mode="max", sampler=sampler)
     seen = []
     for number in range(12):
         setting = searcher.suggest(str(number))
@@ -24,7 +25,6 @@ def test_numbers_to_choose_from_are_searched_near_the_best_ones() -> None:
     for seed in range(10):
         searcher = DistinctOptunaSearch(
             {"rate": Choice(rates[::-1]), "size": Choice((8, 4, 16))},
-            at_once=1,
             metric="score",
             mode="max",
             sampler=optuna.samplers.TPESampler(seed=seed),
@@ -39,11 +39,12 @@ def test_numbers_to_choose_from_are_searched_near_the_best_ones() -> None:
     assert len(found) >= 9  # 6 where Optuna is told nothing of their order
 
 
-def test_so_many_trials_are_unknown_to_optuna_at_once() -> None:
+def test_so_many_trials_are_unknown_to_optuna_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DistinctOptunaSearch, "at_once", 2)
     space = {"a": Choice((1, 2, 3, 4))}
     for by_first_report in (False, True):
         searcher = DistinctOptunaSearch(
-            space, at_once=2, by_first_report=by_first_report, metric="score", mode="max", sampler=None
+            space, by_first_report=by_first_report, metric="score", mode="max", sampler=None
         )
         assert searcher.suggest("x") is not None and searcher.suggest("y") is not None
         assert searcher.suggest("z") is None
