@@ -9,8 +9,9 @@ schedule and one seed, so that a cell trained to the end has the same accuracy i
 `--folder`, and gone on with.
 
 Compared are the validation accuracies that the grid knows: of the cell that a search chose, and of the grid's best.
-Beside them stands what a lottery gives: the best of as many cells as the FLOPs pay for, drawn from the grid blindly.
-That is an expectation over all draws, by counting.
+Beside them stand two lotteries. The best of as many cells as the FLOPs pay for, drawn from the grid blindly and trained
+to the end: an expectation over all draws, by counting. And as many cells as a search has trials, drawn blindly, of
+which the best third goes on at each rung as in the searches: the mean of many draws, replayed on the grid's curves.
 """
 
 import math
@@ -27,7 +28,8 @@ import tyro
 from matplotlib.figure import Figure
 
 from benchmarks.record import at_most, conclude, spread
-from sweeps.results import finalists, load
+from sweeps.halving import REDUCTION, SuccessiveHalving
+from sweeps.results import SweepResults, finalists, load
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SWEEP = "patch_size"
@@ -36,6 +38,7 @@ _MODEL = ("embed_dim=64", "depth=4", "weight_decay=0.05", "schedule=trapezoid")
 _FIELDS = ("patch_size", "learning_rate", "batch_size")
 _TARGET_POINTS = 0.5
 _TARGET_SHARE = 25.0
+_DRAWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +84,40 @@ def expected_best(values: Sequence[float], draws: float) -> float:
     return of(low) + (draws - low) * (of(low + 1) - of(low))
 
 
-def trials_of(settings: Settings, name: str, *flags: str) -> pd.DataFrame:
-    """Run a sweep, or what is left of it; its trials."""
+def blindly_halved(curves: Sequence[Sequence[float]], trials: int) -> float:
+    """The mean accuracy of the cell that remains of `trials` ones drawn blindly, each given by its reports."""
+    generator, ends = np.random.default_rng(0), []
+    rungs = SuccessiveHalving(len(curves[0])).rungs
+    for _ in range(_DRAWS):
+        going = generator.choice(len(curves), trials, replace=False).tolist()
+        for rung in rungs:
+            ranked = sorted(going, key=lambda cell: -curves[cell][rung.report - 1])
+            going = ranked[: max(len(going) // REDUCTION, 1)]
+        ends.append(max(curves[cell][-1] for cell in going))
+    return float(np.mean(ends))
+
+
+def results_of(settings: Settings, name: str, *flags: str) -> SweepResults:
+    """Run a sweep, or what is left of it.
+
+    Raises:
+        SystemExit: its folder holds a run with other settings.
+    """
     folder = settings.folder / _SWEEP / name
     words = ["--resume", str(folder)]
-    if not folder.exists():
+    if folder.exists():
+        made = load(folder).sweep["flags"]
+        asked = {"dataset": settings.dataset, "budget": settings.budget, "vary": list(_CELLS), "set": list(_MODEL)}
+        if name != "grid":
+            asked["num_samples"] = settings.num_samples
+        if {key: made[key] for key in asked} != asked:
+            sys.exit(f"{folder} was made with other settings; give another --folder")
+    else:
         words = ["--dataset", settings.dataset, "--budget", f"{settings.budget:g}", "--seeds", "1"]
         words += ["--vary", *_CELLS, "--set", *_MODEL, "--storage", str(settings.folder), "--name", name, *flags]
     print("python sweeps/patch_size.py", *words, flush=True)
     subprocess.run([sys.executable, str(_ROOT / "sweeps" / "patch_size.py"), *words], check=True)
-    return load(folder).trials
+    return load(folder)
 
 
 def judge(grid: pd.DataFrame, searched: pd.DataFrame) -> Search:
@@ -142,11 +169,11 @@ def draw(accuracies: Sequence[float], searches: Sequence[Search], file: Path) ->
 
 def main(settings: Settings) -> None:
     """Run the grid and the searches, and compare."""
-    grid = trials_of(settings, "grid")
-    searches = []
+    results = results_of(settings, "grid")
+    grid, searches = results.trials, []
     for seed in range(settings.searches):
         flags = ("--search", "optuna", "--scheduler", "asha", "--num-samples", str(settings.num_samples))
-        searches.append(judge(grid, trials_of(settings, f"search-{seed}", *flags, "--search-seed", str(seed))))
+        searches.append(judge(grid, results_of(settings, f"search-{seed}", *flags, "--search-seed", str(seed)).trials))
     accuracies = grid["val_accuracy"].tolist()
     ordered = sorted((100 * value for value in accuracies), reverse=True)
     print(f"\nthe grid: {len(grid)} cells; best, second, median, worst: ", end="")
@@ -160,6 +187,9 @@ def main(settings: Settings) -> None:
     below = spread([one.points_below for one in searches])
     blind = ordered[0] - 100 * expected_best(accuracies, len(grid) * share.median / 100)
     print(f"drawn blindly for the same FLOPs: {blind:.2f} points below, on average")
+    curves = [curve.tolist() for _, curve in results.epochs.sort_values("epoch").groupby("trial")["val_accuracy"]]
+    halved = ordered[0] - 100 * blindly_halved(curves, settings.num_samples)
+    print(f"{settings.num_samples} drawn blindly, the best third going on: {halved:.2f} points below, on average")
     verdicts = [
         at_most(
             claim="the worst search's choice lies below the grid's best by",
@@ -181,6 +211,7 @@ def main(settings: Settings) -> None:
         ],
         "searches": [asdict(one) for one in searches],
         "blind_points_below": blind,
+        "blindly_halved_points_below": halved,
     }
     conclude("search_efficiency", settings, figures, verdicts, settings.output)
     if settings.output is not None:
