@@ -143,4 +143,5 @@ def test_the_searches_are_the_records() -> None:
     ]
     assert "\n".join(rows) in README
     assert f"{record['blind_points_below']:.2f} points below" in PROSE
+    assert f"{record['blindly_halved_points_below']:.2f} points below" in PROSE
     assert f"{100 * max(cell['val_accuracy'] for cell in record['grid']):.1f}%" in README
