@@ -123,7 +123,7 @@ class Settings(BaseModel):
         default=40_000_000,
         ge=1,
         le=MAX_PIXELS,
-        description="Largest picture, in pixels; checked before it is decoded.",
+        description="Largest picture, in pixels, of at most 65,535 a side; checked before it is decoded.",
     )
     max_prompts: int = Field(default=16, ge=1, le=200, description="Most prompts of one request.")
     cache_mb: float = Field(

@@ -69,7 +69,7 @@ class ProgressView:
                 trial_name(trial.config),
                 _state(trial),
                 f"{last['progress']:.0%}" if "progress" in last else "",
-                _left(trial),
+                self._left(trial),
                 f"{last['train_flops'] / 1e9:,.0f}" if "train_flops" in last else "",
                 f"{last['images_seen']:,}" if "images_seen" in last else "",
                 f"{last['val_accuracy']:.1%}" if last.get("val_accuracy", -1) >= 0 else "",
@@ -87,7 +87,7 @@ class ProgressView:
             line = _state(trial)
             if "progress" in last:
                 line += f" {last['progress']:.0%}, val accuracy {_accuracy(last):.1%}"
-            if left := _left(trial):
+            if left := self._left(trial):
                 line += f", about {left} left"
             if trial.status != Trial.PENDING and self._lines.get(trial.trial_id) != line:
                 self._lines[trial.trial_id] = line
@@ -102,12 +102,22 @@ class ProgressView:
         elapsed, done = time.monotonic() - self._started, self._work_done(trials)
         work = self._total if self._work is None else self._work
         clock = format_seconds(elapsed)
+        if self._work is not None:  # else the trials that have ended tell it
+            clock = f"{min(done / work, 1):.0%} of the work, {clock}"
         since = done - (self._done_before or 0.0)
         # Within the first trial's worth, what one that has not reported yet has done would be missed: too long a time.
         waiting = any(t.status == Trial.RUNNING and not (t.last_result or {}).get("progress") for t in trials)
         if since <= 0 or (since < 1 and waiting) or done >= work:
             return clock
         return f"{clock}, about {format_seconds(elapsed * (work - done) / since)} left"
+
+    def _left(self, trial: Trial) -> str:
+        """How long a running trial will still take at its speed so far; nothing before its first report, or where it
+        may be stopped early."""
+        last = trial.last_result or {}
+        if trial.status != Trial.RUNNING or not last.get("progress") or self._work is not None:
+            return ""
+        return format_seconds(last["wall_s"] * (1 / last["progress"] - 1))
 
     def _work_done(self, trials: Sequence[Trial]) -> float:
         """In trials' worth: what they have reported. If none is stopped early, one that has ended is a whole one."""
@@ -121,14 +131,6 @@ def _state(trial: Trial) -> str:
     if trial.last_result and trial.last_result.get("error"):
         return "failed"
     return {Trial.TERMINATED: "done", Trial.ERROR: "failed"}.get(trial.status, trial.status.lower())
-
-
-def _left(trial: Trial) -> str:
-    """How long a running trial will still take at its speed so far; nothing before its first report."""
-    last = trial.last_result or {}
-    if trial.status != Trial.RUNNING or not last.get("progress"):
-        return ""
-    return format_seconds(last["wall_s"] * (1 / last["progress"] - 1))
 
 
 def _accuracy(last: Mapping[str, Any] | None) -> float:

@@ -85,8 +85,8 @@ def test_where_trials_are_stopped_early_less_time_is_left(monkeypatch: pytest.Mo
         paused.status = Trial.TERMINATED
         view.show([paused])
     assert written.getvalue().splitlines()[1:] == [
-        "[0/9 done, 1m00s, about 11m00s left] patch_size=4,seed=0: paused 25%, val accuracy 30.0%",
-        "[1/9 done, 2m00s, about 22m00s left] patch_size=4,seed=0: done 25%, val accuracy 30.0%",
+        "[0/9 done, 8% of the work, 1m00s, about 11m00s left] patch_size=4,seed=0: paused 25%, val accuracy 30.0%",
+        "[1/9 done, 8% of the work, 2m00s, about 22m00s left] patch_size=4,seed=0: done 25%, val accuracy 30.0%",
     ]
 
 
