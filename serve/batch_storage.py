@@ -6,7 +6,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from threading import Thread
@@ -160,10 +160,10 @@ class Store:
                 uploader = Thread(target=lambda: _settle(uploaded, self._upload, file, target))
                 try:
                     uploader.start()
-                    uploader.join()
+                    uploaded.result()
                 finally:
-                    uploader.join()
-                uploaded.result()
+                    if uploader.ident is not None:
+                        wait([uploaded])  # no join: one that was interrupted takes the thread for ended
             return
         folder = Path(target).parent
         folder.mkdir(parents=True, exist_ok=True)
