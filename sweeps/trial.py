@@ -1,5 +1,6 @@
 """One trial: a setting turned into a `TrainConfig`, trained by `core.train`, reported to Tune. Runs on a worker."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -175,7 +176,11 @@ def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> Non
 
     with tempfile.TemporaryDirectory() as folder:
         result = None
-        for start in patiently(lambda: _saved_states(settings.folder, Path(folder))):
+        starts = patiently(lambda: _saved_states(settings.folder, Path(folder)))
+        if starts and (missed := _missed(starts[0])):
+            patiently(lambda: _hand_over(missed, str(starts[0])))
+            reported += 1
+        for start in starts:
             try:
                 result = train(config, data, report, resume_from=start)
                 break
@@ -185,6 +190,19 @@ def _train(point: dict[str, Any], data: Dataset, settings: TrialSettings) -> Non
             result = train(config, data, report)
     if not reported:  # it had ended already, and only Tune did not know yet
         report(EpochReport(metrics=result.history[-1], history=result.history, save=result.save))
+
+
+def _missed(newest: Path) -> dict[str, Any] | None:
+    """The last epoch in storage, if Tune has no record of it, as when the driver died in between.
+
+    A scheduler that compares trials at their reports must not take a later one for it.
+    """
+    history = json.loads((newest / HISTORY_FILE).read_text())
+    if (known := tune.get_checkpoint()) is not None:
+        with contextlib.suppress(FileNotFoundError), known.as_directory() as folder:
+            if len(json.loads((Path(folder) / HISTORY_FILE).read_text())) >= len(history):
+                return None
+    return history[-1]
 
 
 def _check_gpu() -> None:
