@@ -28,7 +28,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from benchmarks.record import at_most, conclude, spread
-from sweeps.halving import REDUCTION, SuccessiveHalving
+from sweeps.halving import SuccessiveHalving, remaining
 from sweeps.results import SweepResults, finalists, load
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +92,7 @@ def blindly_halved(curves: Sequence[Sequence[float]], trials: int) -> float:
         going = generator.choice(len(curves), trials, replace=False).tolist()
         for rung in rungs:
             ranked = sorted(going, key=lambda cell: -curves[cell][rung.report - 1])
-            going = ranked[: max(len(going) // REDUCTION, 1)]
+            going = ranked[: remaining(len(going))]
         ends.append(max(curves[cell][-1] for cell in going))
     return float(np.mean(ends))
 

@@ -12,6 +12,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 REDUCTION = 3
 
 
+def remaining(trials: int) -> int:
+    """How many of the trials that have all come to a rung go on from it."""
+    return max(trials // REDUCTION, 1)
+
+
 @dataclass
 class Rung:
     """Which trials have come to a report, with which score, and which of them have been let on."""
@@ -54,7 +59,7 @@ class SuccessiveHalving(FIFOScheduler):
         reports, passed = 0, 0
         for report in [*(rung.report for rung in self.rungs), self._most_reports]:
             reports += trials * (report - passed)
-            passed, trials = report, max(trials // REDUCTION, 1)
+            passed, trials = report, remaining(trials)
         return reports / self._most_reports
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
@@ -107,9 +112,8 @@ class SuccessiveHalving(FIFOScheduler):
             if all(trial_id in rung.promoted for rung in reached if trial_id in rung.scores):
                 return trial_id
         for rung in reached:
-            going_on = len(rung.scores) // REDUCTION
-            if idle and rung is reached[-1]:
-                going_on = max(going_on, 1)
+            all_came = idle and rung is reached[-1]
+            going_on = remaining(len(rung.scores)) if all_came else len(rung.scores) // REDUCTION
             for trial_id in rung.best(going_on):
                 if trial_id in waiting and trial_id not in rung.promoted:
                     rung.promoted.add(trial_id)

@@ -256,11 +256,9 @@ class Runner:
 
     def _confirmation_points(self, records: Sequence[TrialRecord]) -> list[Point]:
         """After Optuna, which trains each setting once: the finalists with the seeds they have not had."""
-        if self.flags.search != "optuna" or len(records) < self.resolved.num_trials:
-            return []
-        if any(record.status == "unfinished" for record in records):
-            return []
         trials, _ = to_frames(records)
+        if self.flags.search != "optuna" or self._is_unfinished(trials):
+            return []
         by_id = {record.trial_id: record.point for record in records}
         chosen = [by_id[i] for i in trials.loc[finalists(trials, self.sweep.factor), "trial_id"]]
         return [{**point, "seed": seed} for point in chosen for seed in seeds_of(self.flags) if seed != point["seed"]]

@@ -197,12 +197,16 @@ def _missed(newest: Path) -> dict[str, Any] | None:
 
     A scheduler that compares trials at their reports must not take a later one for it.
     """
-    history = json.loads((newest / HISTORY_FILE).read_text())
+    history = _history_of(newest)
     if (known := tune.get_checkpoint()) is not None:
         with contextlib.suppress(FileNotFoundError), known.as_directory() as folder:
-            if len(json.loads((Path(folder) / HISTORY_FILE).read_text())) >= len(history):
+            if len(_history_of(Path(folder))) >= len(history):
                 return None
     return history[-1]
+
+
+def _history_of(checkpoint_folder: Path) -> list[dict[str, Any]]:
+    return json.loads((checkpoint_folder / HISTORY_FILE).read_text())
 
 
 def _check_gpu() -> None:
@@ -269,7 +273,7 @@ def _saved_states(stage_folder: str, scratch: Path) -> list[Path]:
         copy.mkdir(exist_ok=True)
         try:
             download(f"{stage_folder}/{trial}/{entry.base_name}", copy)
-            found.append((len(json.loads((copy / HISTORY_FILE).read_text())), copy))
+            found.append((len(_history_of(copy)), copy))
         except (FileNotFoundError, ValueError) as error:  # half-written when the machine died
             check_there(stage_folder)
             logger.warning("%s is not whole: %s", entry.path, error)
